@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""From a .cu file to something that runs: on a GPU, on the CPU emulator, or as a CUBIN.
+
+One text serves all three: the file with its local includes put in place, behind a preamble of
+``#define`` lines that set its constants. Every file compiles alone with its defaults.
+"""
+
+import functools
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from convstudy import emulator, paths
+from convstudy.device import array_module
+
+# The oldest and the newest chips that the study's kernels must run on, and the one in between on
+# which it was measured.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+_OPTIONS = ("-std=c++17", "-ftz=false")
+_INCLUDE = re.compile(r'^#include "([\w.]+)"\s*$', re.MULTILINE)
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+_SPILLS = re.compile(r"(\d+) bytes spill (?:stores|loads)")
+_STACK = re.compile(r"(\d+) bytes stack frame")
+
+
+def kernels():
+    """Return the ids of all kernels, sorted: the stems of the .cu files."""
+    return tuple(sorted(path.stem for path in paths.KERNELS.glob("*.cu")))
+
+
+@functools.lru_cache(maxsize=None)
+def source(kernel, defines=()):
+    """Return the text that every compiler is given for `kernel`.
+
+    Parameters
+    ----------
+    kernel : str
+        The id: the file's stem, and the name of its entry point.
+    defines : tuple of (str, int)
+        Constants to set, in order.
+    """
+    path = paths.KERNELS / f"{kernel}.cu"
+    if not path.is_file():
+        raise ValueError(f"no kernel {kernel!r}; the kernels are {', '.join(kernels())}")
+    preamble = "".join(f"#define {name} {value}\n" for name, value in defines)
+    body = _INCLUDE.sub(lambda m: (paths.KERNELS / m[1]).read_text(), path.read_text())
+    return f'{preamble}#line 1 "{path.name}"\n{body}'
+
+
+def source_sha256(kernel, defines=()):
+    """Return the hash by which a record knows which text of a kernel it measured."""
+    return hashlib.sha256(source(kernel, defines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code for one architecture, and what it occupies (`ptxas -v`)."""
+
+    code: bytes
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+    stack_bytes: int
+
+
+@functools.lru_cache(maxsize=None)
+def cubin(kernel, arch, defines=()):
+    """Compile `kernel` for `arch` (such as ``sm_90``) through NVRTC; no GPU is needed.
+
+    Raises
+    ------
+    RuntimeError
+        Where NVRTC is missing, or refuses the source: its log is the message.
+    """
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+    except ImportError as error:
+        raise RuntimeError(
+            "compile.cubin needs CuPy and NVRTC; install the extra `cuda` (`make setup` does)"
+        ) from error
+    program = nvrtc.createProgram(source(kernel, defines), f"{kernel}.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*_OPTIONS, f"-arch={arch}", "--ptxas-options=-v"))
+        log = nvrtc.getProgramLog(program)
+        code = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{kernel} for {arch}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    # CuPy takes the ELF image for a C string and cuts its last byte, which is zero.
+    shared = _SHARED.search(log)
+    return Cubin(
+        code + b"\0",
+        int(_USED.search(log)[1]),
+        int(shared[1]) if shared else 0,
+        sum(map(int, _SPILLS.findall(log))),
+        max(map(int, _STACK.findall(log)), default=0),
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _on_gpu(kernel, defines, index, shared_bytes):
+    # One module for each GPU: a CUDA function belongs to the context that loaded it.
+    cupy = array_module(_gpu(index))
+    with cupy.cuda.Device(index):
+        function = cupy.RawModule(code=source(kernel, defines), options=_OPTIONS).get_function(
+            kernel
+        )
+        if shared_bytes > 48 * 1024:
+            function.max_dynamic_shared_size_bytes = shared_bytes
+        return function
+
+
+def _gpu(index):
+    from convstudy.device import get_device
+
+    return get_device(index)
+
+
+@functools.lru_cache(maxsize=None)
+def _on_emulator(kernel, defines, checked):
+    return emulator.load(source(kernel, defines), kernel, f"{kernel}.cu", checked)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of one kernel: all that is decided before the arrays are known.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel's id.
+    grid, block : tuple of int
+        Up to three numbers each: blocks, and threads of a block, along x, y and z.
+    scalars : tuple
+        What follows the pointers in the argument list: int becomes int32, float becomes float32.
+    defines : tuple of (str, int)
+    shared_bytes : int
+        Dynamic shared memory of a block.
+    """
+
+    kernel: str
+    grid: tuple
+    block: tuple
+    scalars: tuple = ()
+    defines: tuple = ()
+    shared_bytes: int = 0
+
+    @property
+    def threads(self):
+        """Threads of one block."""
+        return int(np.prod(self.block))
+
+    def prepare(self, device):
+        """Compile for `device` now, so that the first `run` does not."""
+        if device.is_gpu:
+            return _on_gpu(self.kernel, self.defines, device.index, self.shared_bytes)
+        return _on_emulator(self.kernel, self.defines, True)
+
+    def run(self, device, arrays, checked=True):
+        """Launch on `device`, on CuPy's current stream where it is a GPU.
+
+        Parameters
+        ----------
+        device : Device
+            A GPU, or `device.EMULATOR`.
+        arrays : sequence
+            C-contiguous arrays on `device`, passed as pointers; None is a null pointer.
+        checked : bool
+            On the emulator, count and check every access.
+
+        Returns
+        -------
+        emulator.Counts or None
+            What the emulator counted; None on a GPU, where the call does not wait.
+        """
+        arguments = [np.uint64(0) if array is None else array for array in arrays]
+        arguments += [_scalar(value) for value in self.scalars]
+        if device.is_gpu:
+            function = _on_gpu(self.kernel, self.defines, device.index, self.shared_bytes)
+            return function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
+        function = _on_emulator(self.kernel, self.defines, checked)
+        return function(self.grid, self.block, arguments, shared_bytes=self.shared_bytes)
+
+
+def _scalar(value):
+    # CuPy passes a Python int as 8 bytes and a float as a double; the kernels take 4 bytes of each.
+    if isinstance(value, np.generic):
+        return value
+    return np.float32(value) if isinstance(value, float) else np.int32(value)

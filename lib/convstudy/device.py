@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""Which processors are here, and what they are. The only place that asks CuPy."""
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+
+import numpy as np
+
+# fp32 units of one multiprocessor, by compute capability (CUDA C++ Programming Guide, table of
+# arithmetic throughput).
+_FP32_UNITS = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128}
+_FP32_UNITS_SINCE_HOPPER = 128
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor on which kernels run.
+
+    Attributes
+    ----------
+    kind : str
+        "gpu", "cpu" (NumPy and compiled loops), or "emulator" (the .cu files run on the CPU).
+    index : int
+        CUDA's number of the GPU; 0 for the others.
+    compute_capability : (int, int)
+    sm_count, shared_bytes_per_block, l2_bytes, memory_bytes : int
+    clock_hz, memory_bandwidth : float
+        Highest clock of a multiprocessor, Hz, and device memory's bytes/s as memory clock times
+        bus width give it; 0 where it means nothing.
+    """
+
+    kind: str
+    name: str
+    index: int = 0
+    compute_capability: tuple[int, int] = (0, 0)
+    sm_count: int = 1
+    shared_bytes_per_block: int = 0
+    l2_bytes: int = 0
+    memory_bytes: int = 0
+    clock_hz: float = 0.0
+    memory_bandwidth: float = 0.0
+
+    @property
+    def is_gpu(self):
+        return self.kind == "gpu"
+
+    @property
+    def arch(self):
+        """The name by which compilers know it, such as ``sm_90``."""
+        major, minor = self.compute_capability
+        return f"sm_{major}{minor}"
+
+    @property
+    def peak_fp32_flops(self):
+        """fp32 FLOP/s if every unit finishes one multiply-add in every cycle; 0 where unknown."""
+        units = _FP32_UNITS.get(self.compute_capability, _FP32_UNITS_SINCE_HOPPER)
+        return 2.0 * units * self.sm_count * self.clock_hz if self.is_gpu else 0.0
+
+
+CPU = Device("cpu", "this machine's CPU")
+
+# What the emulator offers a kernel is Hopper's: the largest block of shared memory there is.
+EMULATOR = Device(
+    "emulator",
+    "the CPU emulator",
+    compute_capability=(9, 0),
+    sm_count=132,
+    shared_bytes_per_block=227 * 1024,
+    l2_bytes=60 * 2**20,
+)
+
+
+def _cupy():
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    import cupy
+
+    return cupy
+
+
+@functools.cache
+def devices():
+    """Return the CUDA devices of this machine, in CUDA's order; an empty tuple without any."""
+    cupy = _cupy()
+    if cupy is None or not cupy.cuda.is_available():
+        return ()
+    return tuple(_read(cupy, i) for i in range(cupy.cuda.runtime.getDeviceCount()))
+
+
+def _read(cupy, index):
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    attributes = cupy.cuda.Device(index).attributes
+    # CUDA gives clocks in kHz, the bus in bits; memory moves data twice a clock.
+    memory_hz = attributes["MemoryClockRate"] * 1e3
+    return Device(
+        "gpu",
+        properties["name"].decode(),
+        index,
+        (properties["major"], properties["minor"]),
+        properties["multiProcessorCount"],
+        properties["sharedMemPerBlockOptin"],
+        properties["l2CacheSize"],
+        properties["totalGlobalMem"],
+        attributes["ClockRate"] * 1e3,
+        2 * memory_hz * properties["memoryBusWidth"] / 8,
+    )
+
+
+def why_no_gpu():
+    """Return one sentence that says why there is no GPU here, and how to get one seen."""
+    if _cupy() is None:
+        return "CuPy is not installed; install the extra `cuda` (`make setup` does)"
+    return (
+        "CuPy finds no CUDA device here; a GPU needs NVIDIA's driver 580 or later "
+        "(`make doctor` says what is missing)"
+    )
+
+
+def require_gpu(who, count=1):
+    """Return the first `count` GPUs, or raise RuntimeError naming who asked and what to do."""
+    found = devices()
+    if not found:
+        raise RuntimeError(f"{who} needs a GPU: {why_no_gpu()}")
+    if len(found) < count:
+        raise RuntimeError(
+            f"{who} needs {count} GPUs and this machine has {len(found)}; "
+            f"ask for at most {len(found)}"
+        )
+    return found[:count]
+
+
+def get_device(index=0, who="convstudy"):
+    """Return GPU `index`.
+
+    Raises
+    ------
+    RuntimeError
+        Where there is no such GPU.
+    """
+    found = require_gpu(who)
+    if not 0 <= index < len(found):
+        raise RuntimeError(
+            f"{who}: no GPU {index}; this machine's GPUs are numbered 0 to {len(found) - 1}"
+        )
+    return found[index]
+
+
+def array_module(device):
+    """Return the module whose arrays live on `device`: CuPy for a GPU, NumPy otherwise."""
+    return _cupy() if device.is_gpu else np
+
+
+def device_of(array):
+    """Return the device on which `array` lies: a GPU for a CuPy array, else the CPU."""
+    if hasattr(array, "__cuda_array_interface__"):
+        return devices()[array.device.id]
+    return CPU

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""One convolution: its sizes, and what they cost.
+
+The letters are cuDNN's: N images, C input channels, H x W pixels, K output channels, R x S filter
+taps, P x Q output pixels.
+"""
+
+import operator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+_DTYPES = ("float32",)
+_LAYOUTS = ("NCHW",)
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """One two-dimensional convolution (cross-correlation, as every framework has it).
+
+    Parameters
+    ----------
+    n, c, h, w : int
+        Images, channels, height and width of the input.
+    k, r, s : int
+        Filters, and their height and width.
+    stride, padding : (int, int)
+        Along H and W. Padding is zeros on both sides.
+    groups : int
+        1; other values are refused until an algorithm takes them.
+    dtype, layout : str
+        "float32" and "NCHW".
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where a size is no positive integer, the filter is larger than the padded input, or a
+        value is not one that this study's algorithms know.
+
+    Examples
+    --------
+    >>> problem = ConvProblem(n=1, c=3, h=128, w=191, k=64, r=3, s=3, padding=(1, 1))
+    >>> problem.y_shape
+    (1, 64, 128, 191)
+    >>> problem.flops
+    84492288
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    groups: int = 1
+    dtype: str = "float32"
+    layout: str = "NCHW"
+
+    def __post_init__(self):
+        for name in "nchwkrs":
+            object.__setattr__(self, name, _integer(name, getattr(self, name), least=1))
+        for name, least in (("stride", 1), ("padding", 0)):
+            object.__setattr__(self, name, _pair(name, getattr(self, name), least))
+        if self.groups != 1:
+            raise ValueError(f"ConvProblem: groups={self.groups} is not supported; use groups=1")
+        for name, known in (("dtype", _DTYPES), ("layout", _LAYOUTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"ConvProblem: {name}={getattr(self, name)!r} is not supported; "
+                    f"use {' or '.join(map(repr, known))}"
+                )
+        for size, taps, pad, letters in (
+            (self.h, self.r, self.padding[0], "H R"),
+            (self.w, self.s, self.padding[1], "W S"),
+        ):
+            if taps > size + 2 * pad:
+                raise ValueError(
+                    f"ConvProblem: the filter is larger than the padded input: {letters[2]}={taps}, "
+                    f"{letters[0]}={size} padded by {pad} on each side; pad more or filter less"
+                )
+
+    @classmethod
+    def of(cls, x, w, stride=(1, 1), padding=(0, 0)):
+        """Return the problem that convolves `x` (N, C, H, W) with `w` (K, C, R, S)."""
+        for name, array, letters in (("x", x, "N, C, H, W"), ("w", w, "K, C, R, S")):
+            if getattr(array, "ndim", None) != 4:
+                raise ValueError(
+                    f"conv2d: {name} must be an array of rank 4 ({letters}), "
+                    f"got {_describe(array)}; reshape it"
+                )
+        if x.dtype != w.dtype:
+            raise TypeError(
+                f"conv2d: x is {x.dtype} and w is {w.dtype}; convert one with .astype()"
+            )
+        if x.shape[1] != w.shape[1]:
+            raise ValueError(
+                f"conv2d: x has {x.shape[1]} channels and w expects {w.shape[1]}; "
+                f"pass x of shape (N, {w.shape[1]}, H, W)"
+            )
+        n, c, h, width = x.shape
+        k, _, r, s = w.shape
+        return cls(n, c, h, width, k, r, s, stride, padding, dtype=str(x.dtype))
+
+    def with_batch(self, n):
+        """Return the same convolution of `n` images."""
+        return replace(self, n=n)
+
+    @property
+    def p(self):
+        """Height of the output."""
+        return (self.h + 2 * self.padding[0] - self.r) // self.stride[0] + 1
+
+    @property
+    def q(self):
+        """Width of the output."""
+        return (self.w + 2 * self.padding[1] - self.s) // self.stride[1] + 1
+
+    @property
+    def x_shape(self):
+        return (self.n, self.c, self.h, self.w)
+
+    @property
+    def w_shape(self):
+        return (self.k, self.c, self.r, self.s)
+
+    @property
+    def y_shape(self):
+        return (self.n, self.k, self.p, self.q)
+
+    @property
+    def terms(self):
+        """Products summed for one output: C R S."""
+        return self.c * self.r * self.s
+
+    @property
+    def macs(self):
+        """Multiply-adds: N K P Q C R S, those with padding included."""
+        return self.n * self.k * self.p * self.q * self.terms
+
+    @property
+    def flops(self):
+        """Floating-point operations: two a multiply-add."""
+        return 2 * self.macs
+
+    @property
+    def bytes(self):
+        """Fewest bytes that must move: input and filters read once, output written once."""
+        elements = sum(int(np.prod(shape)) for shape in (self.x_shape, self.w_shape, self.y_shape))
+        return elements * np.dtype(self.dtype).itemsize
+
+    @property
+    def intensity(self):
+        """FLOPs for each byte of `bytes`."""
+        return self.flops / self.bytes
+
+
+def _describe(array):
+    shape = getattr(array, "shape", None)
+    return f"shape {tuple(shape)}" if shape is not None else type(array).__name__
+
+
+def _integer(name, value, least):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"ConvProblem: {name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"ConvProblem: {name} must be at least {least}, got {number}")
+    return number
+
+
+def _pair(name, value, least):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(
+            f"ConvProblem: {name} takes one integer or two (along H and W), got {value!r}"
+        )
+    return tuple(_integer(name, each, least) for each in pair)

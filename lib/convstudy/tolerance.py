@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""How far a computed array may lie from its float64 reference: one function, used everywhere."""
+
+import math
+
+import numpy as np
+
+
+def tolerance(dtype, *terms):
+    """Return the largest relative error that rounding alone explains.
+
+    Parameters
+    ----------
+    dtype : dtype
+        The type in which the sums were accumulated.
+    *terms : int
+        Products summed for one output: C R S for a convolution. A network passes one number a
+        layer.
+
+    Returns
+    -------
+    float
+        ``4 eps sqrt(sum(terms))``, to be compared with `relative_error`.
+
+    Notes
+    -----
+    Adding T products of random sign rounds T times; each rounding is at most eps/2 of a partial
+    sum that grows as sqrt(i), so the error's standard deviation is about ``eps T / 5`` against a
+    result of about ``sqrt(T)``: a relative error near ``eps sqrt(T) / 5``. The largest of a
+    million outputs lies five or six deviations out. The factor 4 leaves room for three times
+    that, and for no wrong term: leaving out one product of T shows as ``1 / sqrt(T)``.
+    Errors of layers in sequence are independent, so their squares add.
+    """
+    if not terms or min(terms) < 1:
+        raise ValueError(f"tolerance: terms must be positive numbers of products, got {terms}")
+    return 4 * float(np.finfo(dtype).eps) * math.sqrt(sum(terms))
+
+
+def relative_error(actual, reference):
+    """Return the largest error of `actual`, relative to the root mean square of `reference`.
+
+    A NaN or an infinity in `actual` gives infinity, so that it never passes.
+    """
+    actual = np.asarray(actual)
+    reference = np.asarray(reference, dtype=np.float64)
+    if actual.shape != reference.shape:
+        raise ValueError(f"relative_error: shapes differ, {actual.shape} and {reference.shape}")
+    if reference.size == 0:
+        return 0.0
+    if not np.isfinite(actual).all():
+        return math.inf
+    scale = math.sqrt(np.mean(np.square(reference))) or 1.0
+    return float(np.max(np.abs(actual.astype(np.float64) - reference)) / scale)
+
+
+def assert_close(actual, reference, *terms, dtype=None):
+    """Raise AssertionError unless `actual` agrees with `reference` within `tolerance`."""
+    limit = tolerance(dtype or np.asarray(actual).dtype, *terms)
+    error = relative_error(actual, reference)
+    if not error <= limit:
+        raise AssertionError(f"relative error {error:.3g} exceeds the tolerance {limit:.3g}")
