@@ -19,7 +19,7 @@ from convstudy.device import array_module
 # which it was measured.
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
-_OPTIONS = ("-std=c++17", "-ftz=false")
+_OPTIONS = ("-std=c++17",)
 _INCLUDE = re.compile(r'^#include "([\w.]+)"\s*$', re.MULTILINE)
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
@@ -32,7 +32,7 @@ def kernels():
     return tuple(sorted(path.stem for path in paths.KERNELS.glob("*.cu")))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def source(kernel, defines=()):
     """Return the text that every compiler is given for `kernel`.
 
@@ -67,7 +67,7 @@ class Cubin:
     stack_bytes: int
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cubin(kernel, arch, defines=()):
     """Compile `kernel` for `arch` (such as ``sm_90``) through NVRTC; no GPU is needed.
 
@@ -84,7 +84,9 @@ def cubin(kernel, arch, defines=()):
         ) from error
     program = nvrtc.createProgram(source(kernel, defines), f"{kernel}.cu", (), ())
     try:
-        nvrtc.compileProgram(program, (*_OPTIONS, f"-arch={arch}", "--ptxas-options=-v"))
+        # CuPy flushes denormals in whatever it compiles; the CUBIN is to be the same code.
+        options = (*_OPTIONS, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v")
+        nvrtc.compileProgram(program, options)
         log = nvrtc.getProgramLog(program)
         code = nvrtc.getCUBIN(program)
     except nvrtc.NVRTCError as error:
@@ -102,7 +104,7 @@ def cubin(kernel, arch, defines=()):
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _on_gpu(kernel, defines, index, shared_bytes):
     # One module for each GPU: a CUDA function belongs to the context that loaded it.
     cupy = array_module(_gpu(index))
@@ -121,7 +123,7 @@ def _gpu(index):
     return get_device(index)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _on_emulator(kernel, defines, checked):
     return emulator.load(source(kernel, defines), kernel, f"{kernel}.cu", checked)
 
@@ -182,7 +184,8 @@ class Launch:
         arguments += [_scalar(value) for value in self.scalars]
         if device.is_gpu:
             function = _on_gpu(self.kernel, self.defines, device.index, self.shared_bytes)
-            return function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
+            with array_module(device).cuda.Device(device.index):
+                return function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
         function = _on_emulator(self.kernel, self.defines, checked)
         return function(self.grid, self.block, arguments, shared_bytes=self.shared_bytes)
 

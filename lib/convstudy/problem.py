@@ -78,8 +78,9 @@ class ConvProblem:
         ):
             if taps > size + 2 * pad:
                 raise ValueError(
-                    f"ConvProblem: the filter is larger than the padded input: {letters[2]}={taps}, "
-                    f"{letters[0]}={size} padded by {pad} on each side; pad more or filter less"
+                    f"ConvProblem: the filter is larger than the padded input: "
+                    f"{letters[2]}={taps}, {letters[0]}={size} with {pad} on each side; "
+                    f"pad more or filter less"
                 )
 
     @classmethod
