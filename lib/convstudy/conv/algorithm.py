@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: MIT
+"""The registry: one row an algorithm, and for each what it can do and how it is launched.
+
+Adding a kernel is a .cu file in ``kernels/`` and a row in `ALGORITHMS`: the tests, the compile
+matrix, the emulator's run, the sweep and the figures pick it up from here.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from convstudy.compile import Launch
+from convstudy.conv import cpu
+from convstudy.device import CPU, EMULATOR
+
+# A block's static shared memory, on every architecture.
+_STATIC_SHARED_BYTES = 48 * 1024
+_MOST_BLOCKS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to compute a convolution.
+
+    Attributes
+    ----------
+    id : str
+        ``<op>_<pass>_<rung>_<idea>`` for a kernel, which is also its file, its entry point, its
+        colour and its row in every table; ``cpu-...`` for the CPU.
+    idea : str
+        What it does, in a few words.
+    supports : callable
+        ``supports(problem, device) -> (ok, reason)``; the reason of a refusal says the limit.
+    plan : callable or None
+        ``plan(problem, device) -> Launch`` of a kernel that takes (x, w, bias, y).
+    compute : callable or None
+        ``compute(problem, x, w, bias, y)`` of a CPU algorithm.
+    """
+
+    id: str
+    idea: str
+    supports: Callable
+    plan: Callable | None = None
+    compute: Callable | None = None
+    passes: tuple[str, ...] = ("fprop",)
+    precisions: tuple[str, ...] = ("float32",)
+
+
+def _sizes(problem):
+    p = problem
+    return (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding)
+
+
+def _constants(problem):
+    return (
+        ("FILTER_R", problem.r),
+        ("FILTER_S", problem.s),
+        ("STRIDE_H", problem.stride[0]),
+        ("STRIDE_W", problem.stride[1]),
+    )
+
+
+def _on_kernels(problem, device):
+    """Return (ok, reason) for what holds of every kernel alike."""
+    if device.kind == "cpu":
+        return False, "it is a CUDA kernel and the arrays lie on the CPU; use cpu-blas"
+    # Offsets inside one image are 32-bit; those of images and channels are 64-bit.
+    if max(problem.h * problem.w, problem.p * problem.q) >= 2**31:
+        return False, "one channel has 2^31 pixels or more; cut the image"
+    return True, ""
+
+
+def _outputs(problem):
+    return math.prod(problem.y_shape)
+
+
+def _supports_flat(problem, device):
+    blocks = math.ceil(_outputs(problem) / 256)
+    if blocks > _MOST_BLOCKS:
+        return False, f"it needs {blocks} blocks and a grid has {_MOST_BLOCKS}; cut the batch"
+    return _on_kernels(problem, device)
+
+
+def _plan_flat(kernel, problem, device):
+    grid = (math.ceil(_outputs(problem) / 256),)
+    return Launch(kernel, grid, (256,), _sizes(problem), _constants(problem))
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What a block of a tiled kernel covers, and how many outputs of it are one thread's."""
+
+    threads_q: int
+    threads_p: int
+    threads_k: int
+    reg_q: int = 1
+    reg_k: int = 1
+
+    @property
+    def threads(self):
+        return self.threads_q * self.threads_p * self.threads_k
+
+    def blocks(self, problem):
+        return (
+            problem.n
+            * math.ceil(problem.p / self.threads_p)
+            * math.ceil(problem.q / (self.threads_q * self.reg_q))
+            * math.ceil(problem.k / (self.threads_k * self.reg_k))
+        )
+
+    def words(self, problem):
+        """Shared words for one input channel: pixels with their halo, and weights."""
+        in_h = (self.threads_p - 1) * problem.stride[0] + problem.r
+        in_w = (self.threads_q * self.reg_q - 1) * problem.stride[1] + problem.s
+        # Rows and taps are filled up to 16 bytes and a row of filters has 4 words more.
+        taps = problem.r * problem.s + 3
+        return in_h * (in_w + 3) + taps * (self.threads_k * self.reg_k + 4)
+
+    def channels(self, problem):
+        """Return how many input channels are held at once: 8, or as many as fit; 0 for none."""
+        return min(8, problem.c, _STATIC_SHARED_BYTES // (4 * self.words(problem)))
+
+    def cost(self, problem, device):
+        """Estimate the cycles of the busiest multiprocessor, to compare tiles by.
+
+        A warp issues, for each channel and filter row, its multiply-adds and its shared loads
+        (vectors of four where they lie side by side); a multiprocessor issues about three
+        instructions a cycle when it has warps enough, and each warp at most one in two cycles.
+        """
+        products = problem.s * self.reg_q * self.reg_k
+        window = (self.reg_q - 1) * problem.stride[1] + problem.s
+        loads = math.ceil(window / min(4, self.reg_q)) + problem.s * math.ceil(self.reg_k / 4)
+        instructions = problem.c * problem.r * (products + 2 * loads)
+        warps = math.ceil(self.blocks(problem) / device.sm_count) * math.ceil(self.threads / 32)
+        return instructions * max(warps / 3, 2)
+
+
+# Widths 8, 12 and 16 divide, nearly, every width of U-Net's levels at 191 pixels and most others.
+_TILES_ONE_OUTPUT = tuple(
+    _Tile(q, p, k) for q in (8, 12, 16, 32) for p, k in ((8, 4), (4, 4), (8, 2), (4, 8))
+)
+_TILES_REGISTERS = tuple(
+    _Tile(q, p, k, reg_q, reg_k)
+    for reg_q, reg_k in ((4, 8), (4, 4), (2, 4), (2, 2))
+    for q in (3, 4, 6, 8)
+    for p, k in ((4, 8), (8, 4), (8, 8), (4, 4))
+)
+
+
+@functools.cache
+def _best_tile(tiles, problem, device):
+    fitting = [tile for tile in tiles if tile.channels(problem) >= 1]
+    return min(fitting, key=lambda tile: tile.cost(problem, device), default=None)
+
+
+def _supports_tiles(tiles, problem, device):
+    ok, reason = _on_kernels(problem, device)
+    if not ok:
+        return ok, reason
+    tile = _best_tile(tiles, problem, device)
+    if tile is None:
+        smallest = 4 * min(tile.words(problem) for tile in tiles)
+        return False, (
+            f"a tile for R={problem.r}, S={problem.s} and stride {problem.stride} needs "
+            f"{smallest} bytes of shared memory and a block has {_STATIC_SHARED_BYTES}; "
+            f"use conv2d_fprop_2_coalesced"
+        )
+    if tile.blocks(problem) > _MOST_BLOCKS:
+        return False, f"it needs more than {_MOST_BLOCKS} blocks; cut the batch"
+    return True, ""
+
+
+def _plan_tiled(problem, device):
+    tile = _best_tile(_TILES_ONE_OUTPUT, problem, device)
+    defines = (
+        *_constants(problem),
+        ("TILE_Q", tile.threads_q),
+        ("TILE_P", tile.threads_p),
+        ("TILE_K", tile.threads_k),
+        ("TILE_C", tile.channels(problem)),
+    )
+    return _launch_tile("conv2d_fprop_3_tiled", tile, problem, defines)
+
+
+def _plan_register_blocked(problem, device):
+    tile = _best_tile(_TILES_REGISTERS, problem, device)
+    defines = (
+        *_constants(problem),
+        ("REG_K", tile.reg_k),
+        ("REG_Q", tile.reg_q),
+        ("THREADS_Q", tile.threads_q),
+        ("THREADS_P", tile.threads_p),
+        ("THREADS_K", tile.threads_k),
+        ("TILE_C", tile.channels(problem)),
+    )
+    return _launch_tile("conv2d_fprop_4_register_blocked", tile, problem, defines)
+
+
+def _launch_tile(kernel, tile, problem, defines):
+    return Launch(kernel, (tile.blocks(problem),), (tile.threads,), _sizes(problem), defines)
+
+
+def _on_cpu(problem, device):
+    if device.kind != "cpu":
+        return False, f"it runs on the CPU and the arrays lie on {device.name}; copy them first"
+    return True, ""
+
+
+_ROWS = (
+    Algorithm("cpu-plain", "one thread, six plain loops", _on_cpu, compute=cpu.plain),
+    Algorithm("cpu-blas", "im2col and BLAS, all threads", _on_cpu, compute=cpu.blas),
+    Algorithm(
+        "conv2d_fprop_1_naive",
+        "one thread an output",
+        _supports_flat,
+        functools.partial(_plan_flat, "conv2d_fprop_1_naive"),
+    ),
+    Algorithm(
+        "conv2d_fprop_2_coalesced",
+        "neighbouring threads, neighbouring pixels",
+        _supports_flat,
+        functools.partial(_plan_flat, "conv2d_fprop_2_coalesced"),
+    ),
+    Algorithm(
+        "conv2d_fprop_3_tiled",
+        "input tile and weights in shared memory (the paper's)",
+        functools.partial(_supports_tiles, _TILES_ONE_OUTPUT),
+        _plan_tiled,
+    ),
+    Algorithm(
+        "conv2d_fprop_4_register_blocked",
+        "many outputs a thread, from registers",
+        functools.partial(_supports_tiles, _TILES_REGISTERS),
+        _plan_register_blocked,
+    ),
+)
+
+ALGORITHMS = {row.id: row for row in _ROWS}
+
+
+def get_algorithm(name):
+    """Return the row of `name`, or raise ValueError with the names that exist."""
+    if name not in ALGORITHMS:
+        raise ValueError(
+            f"conv2d: no algorithm {name!r}; choose 'auto' or one of {', '.join(ALGORITHMS)}"
+        )
+    return ALGORITHMS[name]
+
+
+@functools.cache
+def plan(name, problem, device):
+    """Return the `Launch` of kernel `name` for `problem` on `device`.
+
+    Raises
+    ------
+    ValueError
+        Where the algorithm refuses the problem; the message is its reason.
+    """
+    row = get_algorithm(name)
+    ok, reason = row.supports(problem, device)
+    if not ok:
+        raise ValueError(f"{name} refuses {problem} on {device.name}: {reason}")
+    return row.plan(problem, device)
+
+
+@functools.cache
+def choose(problem, device):
+    """Return the id of the algorithm that "auto" takes: the last row that does not refuse."""
+    for row in reversed(_ROWS):
+        if row.supports(problem, device)[0]:
+            return row.id
+    raise ValueError(f"conv2d: no algorithm takes {problem} on {device.name}")
+
+
+def explain(problem, device=CPU):
+    """Return one line an algorithm: chosen, possible, or refused and why.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    device : Device
+    """
+    chosen = choose(problem, device)
+    lines = []
+    for row in _ROWS:
+        ok, reason = row.supports(problem, device)
+        state = "chosen" if row.id == chosen else "possible" if ok else f"refused: {reason}"
+        lines.append(f"{row.id}: {row.idea}; {state}")
+    return "\n".join(lines)
+
+
+def kernels_for(problem, device=EMULATOR):
+    """Return the ids of the kernels that take `problem` on `device`, in the ladder's order."""
+    return tuple(r.id for r in _ROWS if r.plan and r.supports(problem, device)[0])
