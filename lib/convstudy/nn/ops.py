@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""The interface between a network and the machine: one method for each function it calls."""
+
+import time
+from abc import ABC, abstractmethod
+
+# Each method's row in Table 1, in the table's order.
+FUNCTIONS = {
+    "conv2d": "convolution",
+    "batch_norm": "batch norm",
+    "relu": "ReLU",
+    "max_pool2d": "pooling",
+    "conv_transpose2d": "up-convolution",
+    "upsample_bilinear": "up-convolution",
+    "pad_concat": "padding and concatenation",
+    "head": "head",
+}
+
+
+class Ops(ABC):
+    """One way to execute a network's functions at inference.
+
+    Arrays are NCHW and C-contiguous, of one dtype (float32, but for the reference), and lie where
+    `to_device` puts them. The network validates its input once; the methods trust theirs.
+
+    `batch_norm` and `relu` may overwrite `x` and return it; no other method changes an argument,
+    and no method keeps one. So a network passes to these two only what it does not need again.
+    A method may return before its work is done; `synchronise` waits.
+
+    Attributes
+    ----------
+    name : str
+        The execution's label in records, such as "cpu-plain".
+    """
+
+    name: str
+
+    @abstractmethod
+    def conv2d(self, x, w, padding):
+        """Convolve at stride 1.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+        w : (K, C, R, S) array
+        padding : (int, int)
+            Zeros on both sides, along H and W.
+
+        Returns
+        -------
+        (N, K, H + 2 padding - R + 1, W + 2 padding - S + 1) array
+        """
+
+    @abstractmethod
+    def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
+        """Return ``(x - mean) / sqrt(var + eps) * weight + bias``, channel by channel.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+            May be overwritten.
+        weight, bias, mean, var : (C,) arrays
+            The statistics gathered in training, not those of `x`.
+        eps : float
+
+        Returns
+        -------
+        (N, C, H, W) array
+        """
+
+    @abstractmethod
+    def relu(self, x):
+        """Return ``max(x, 0)`` of an array of any shape, which may be overwritten."""
+
+    @abstractmethod
+    def max_pool2d(self, x):
+        """Return the largest of each 2 x 2 pixels, at stride 2.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+
+        Returns
+        -------
+        (N, C, H // 2, W // 2) array
+            An odd last row or column takes no part.
+        """
+
+    @abstractmethod
+    def conv_transpose2d(self, x, w, bias):
+        """Spread each pixel over 2 x 2 pixels: the transpose of a 2 x 2 convolution at stride 2.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+        w : (C, K, 2, 2) array
+        bias : (K,) array
+
+        Returns
+        -------
+        (N, K, 2 H, 2 W) array
+            ``y[n, k, 2 h + r, 2 w + s] = bias[k] + sum over c of x[n, c, h, w] w[c, k, r, s]``.
+        """
+
+    @abstractmethod
+    def upsample_bilinear(self, x):
+        """Interpolate to twice the size, with the corner pixels kept.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+
+        Returns
+        -------
+        (N, C, 2 H, 2 W) array
+            Output pixel ``i`` along H lies at ``i (H - 1) / (2 H - 1)`` of the input, and along W
+            likewise (PyTorch's ``align_corners=True``).
+        """
+
+    @abstractmethod
+    def pad_concat(self, skip, x):
+        """Pad `x` with zeros to the size of `skip`, and put its channels behind those of `skip`.
+
+        Parameters
+        ----------
+        skip : (N, C, H, W) array
+        x : (N, D, H', W') array
+            Of ``H' <= H`` and ``W' <= W``; half of what lacks, rounded down, goes above and left.
+
+        Returns
+        -------
+        (N, C + D, H, W) array
+        """
+
+    @abstractmethod
+    def head(self, x, w, bias):
+        """Convolve with filters of one pixel, and add a bias: the network's last layer.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+        w : (K, C, 1, 1) array
+        bias : (K,) array
+
+        Returns
+        -------
+        (N, K, H, W) array
+        """
+
+    def to_device(self, array):
+        """Return a NumPy array as the methods take it: a network's input, or a parameter."""
+        return array
+
+    def to_host(self, array):
+        """Return what a method gave as a NumPy array, finished."""
+        return array
+
+    def synchronise(self):
+        """Wait until all that was asked for is done."""
+
+
+class Timed:
+    """Another `Ops`, with the seconds of each call kept by function.
+
+    Each call waits for the device before and after, so a whole network takes longer than it does
+    without the stopwatch; time that one with the bare `Ops`.
+
+    Parameters
+    ----------
+    ops : Ops
+    clock : callable
+        Returns seconds.
+
+    Attributes
+    ----------
+    seconds : dict of str to list of float
+        For each row of Table 1, the seconds of each call, in the order of the calls.
+    """
+
+    def __init__(self, ops, clock=time.perf_counter):
+        self._ops = ops
+        self._clock = clock
+        self.seconds = {function: [] for function in FUNCTIONS.values()}
+        for method, function in FUNCTIONS.items():
+            setattr(self, method, self._timed(getattr(ops, method), self.seconds[function]))
+
+    def __getattr__(self, name):
+        return getattr(self._ops, name)
+
+    def _timed(self, method, seconds):
+        def call(*arguments, **named):
+            self._ops.synchronise()
+            start = self._clock()
+            result = method(*arguments, **named)
+            self._ops.synchronise()
+            seconds.append(self._clock() - start)
+            return result
+
+        return call
