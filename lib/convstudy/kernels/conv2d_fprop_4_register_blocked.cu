@@ -43,7 +43,9 @@ constexpr int PITCH = (IN_W + 3) / 4 * 4;
 constexpr int PITCH_K = TILE_K + 4;
 constexpr int WINDOW = (REG_Q - 1) * STRIDE_W + S;
 
-extern "C" __global__ void __launch_bounds__(THREADS_Q * THREADS_P * THREADS_K)
+// The 1 promises nothing but one block a multiprocessor: without it the assembler saves registers
+// for more, and spills in some tiles.
+extern "C" __global__ void __launch_bounds__(THREADS_Q * THREADS_P * THREADS_K, 1)
 conv2d_fprop_4_register_blocked(const float* __restrict__ x, const float* __restrict__ w,
                                 const float* __restrict__ bias, float* __restrict__ y,
                                 CONV2D_SIZES)

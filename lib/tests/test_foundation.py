@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""The ground floor: one problem, one tolerance, one way from a .cu file to code."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from convstudy import compile, device, paths, tolerance
+from convstudy.problem import ConvProblem
+
+
+def test_unet_layer_by_hand():
+    problem = ConvProblem(1, 64, 128, 191, 64, 3, 3, padding=1)
+    assert problem.padding == (1, 1)
+    assert (problem.p, problem.q) == (128, 191)
+    assert problem.macs == 128 * 191 * 64 * 64 * 9
+    assert problem.terms == 576
+    assert problem.bytes == 4 * (2 * 64 * 128 * 191 + 64 * 64 * 9)
+    assert problem.intensity == problem.flops / problem.bytes
+
+
+def test_output_sizes_follow_stride_and_padding():
+    problem = ConvProblem(2, 3, 224, 225, 64, 7, 5, stride=(2, 3), padding=(3, 1))
+    assert problem.y_shape == (2, 64, 112, 75)
+    assert problem.with_batch(7).x_shape == (7, 3, 224, 225)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"k": -3}, ValueError, "k must be at least 1, got -3"),
+        ({"c": 2.0}, TypeError, "c must be an integer, got 2.0"),
+        ({"groups": 2}, ValueError, "groups=2 is not supported"),
+        ({"dtype": "int8"}, ValueError, "dtype='int8' is not supported; use 'float32'"),
+        ({"layout": "NHWC"}, ValueError, "layout='NHWC' is not supported"),
+        ({"r": 9}, ValueError, "R=9, H=8 with 0 on each side"),
+        ({"s": 9}, ValueError, "S=9, W=8 with 0 on each side"),
+    ],
+)
+def test_problem_refuses(change, error, message):
+    sizes = {"n": 1, "c": 1, "h": 8, "w": 8, "k": 1, "r": 3, "s": 3}
+    with pytest.raises(error, match=re.escape(message)):
+        ConvProblem(**(sizes | change))
+
+
+def test_tolerance_admits_rounding_and_nothing_else(rng):
+    terms = 4608
+    x, w = rng.standard_normal((2, 400, terms), dtype=np.float32)
+    truth = np.einsum("it,it->i", x.astype(float), w.astype(float))
+    rounded = np.zeros(400, np.float32)
+    for t in range(terms):  # the plainest order there is
+        rounded += x[:, t] * w[:, t]
+    tolerance.assert_close(rounded, truth, terms)
+    with pytest.raises(AssertionError, match="exceeds the tolerance"):
+        tolerance.assert_close(rounded - x[:, 7] * w[:, 7], truth, terms)
+
+
+def test_tolerance_never_passes_nan_and_refuses_nonsense():
+    assert tolerance.relative_error(np.array([1.0, np.nan]), np.ones(2)) == math.inf
+    with pytest.raises(ValueError, match="shapes differ"):
+        tolerance.relative_error(np.ones(2), np.ones(3))
+    with pytest.raises(ValueError, match="positive numbers of products"):
+        tolerance.tolerance(np.float32, 0)
+
+
+def test_tolerance_grows_with_the_root_of_the_terms():
+    one, many = tolerance.tolerance(np.float32, 9), tolerance.tolerance(np.float32, 900)
+    assert many == pytest.approx(10 * one)
+    assert one == pytest.approx(12 * np.finfo(np.float32).eps)
+    assert tolerance.tolerance(np.float32, 9, 16) == pytest.approx(one * 5 / 3)
+
+
+@pytest.mark.parametrize("arch", compile.ARCHITECTURES)
+@pytest.mark.parametrize("kernel", compile.kernels())
+def test_every_kernel_compiles_alone_without_spills(kernel, arch):
+    cubin = compile.cubin(kernel, arch)
+    assert cubin.code.startswith(b"\x7fELF")
+    assert cubin.spill_bytes == 0
+
+
+@pytest.mark.parametrize("kernel", compile.kernels())
+def test_the_header_states_the_static_shared_memory(kernel):
+    header = (paths.KERNELS / f"{kernel}.cu").read_text().split("#", 1)[0]
+    stated = re.search(r"static: ([\d,]+) with the defaults", header)
+    used = compile.cubin(kernel, "sm_90").shared_bytes
+    assert used == (int(stated[1].replace(",", "")) if stated else 0)
+
+
+def test_an_unknown_kernel_is_named_with_those_that_exist():
+    with pytest.raises(ValueError, match="no kernel 'nothing'; the kernels are .*conv2d_fprop_1"):
+        compile.source("nothing")
+
+
+def test_the_hash_of_a_kernel_follows_its_constants_and_its_includes():
+    kernel = "conv2d_fprop_3_tiled"
+    assert compile.source_sha256(kernel) != compile.source_sha256(kernel, (("TILE_C", 4),))
+    assert "divide_up(int a, int b)" in compile.source(kernel)
+
+
+def test_nvrtc_names_the_line_of_an_error(tmp_path, monkeypatch):
+    (tmp_path / "broken.cu").write_text('extern "C" __global__ void broken() {\n  nonsense;\n}\n')
+    monkeypatch.setattr(paths, "KERNELS", tmp_path)
+    with pytest.raises(RuntimeError, match=r"broken\.cu\(2\)"):
+        compile.cubin("broken", "sm_90")
+
+
+def test_peak_is_two_flops_a_unit_and_cycle():
+    h200 = device.Device("gpu", "H200", 0, (9, 0), 132, clock_hz=1.98e9)
+    assert h200.peak_fp32_flops == pytest.approx(66.9e12, rel=1e-3)
+    assert h200.arch == "sm_90"
+    a30 = device.Device("gpu", "A30", 0, (8, 0), 56, clock_hz=1.44e9)
+    assert a30.peak_fp32_flops == pytest.approx(10.3e12, rel=1e-2)
