@@ -18,5 +18,7 @@ LOCAL_MEASUREMENTS = MEASUREMENTS / "local"
 
 FIGURES = ROOT / "figures"
 LOCAL_FIGURES = FIGURES / "local"
+# Where a notebook writes what it shows; unset, it writes nothing.
+FIGURES_VARIABLE = "CONVSTUDY_FIGURES"
 
 BUILD = ROOT / "build"
