@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: MIT
+#include "checker.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace emu {
+
+// ---- shadow memory -------------------------------------------------------------------------------
+Shadow::Shadow(Range r) : range(r) {
+    words_ = static_cast<Word*>(mmap(nullptr, bytes(), PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (words_ == MAP_FAILED) abort();
+}
+Shadow::~Shadow() {
+    if (words_) munmap(words_, bytes());
+}
+
+Checker::Checker(Worker& w)
+    : w_(w), known_((w.threads + WARP - 1) / WARP * WARP), shared_(w.module.shared) {
+    written_.resize(w.module.shared.end - w.module.shared.begin);
+    // Arrays that overlap (one passed twice, say) share one shadow.
+    std::vector<Range> ranges(w.launch->arrays, w.launch->arrays + w.launch->array_count);
+    std::sort(ranges.begin(), ranges.end(),
+              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    for (size_t i = 0; i < ranges.size();) {
+        Range whole = ranges[i];
+        while (++i < ranges.size() && ranges[i].begin < whole.end)
+            whole.end = std::max(whole.end, ranges[i].end);
+        arrays_.emplace_back(whole);
+    }
+}
+
+// ---- time ----------------------------------------------------------------------------------------
+void Checker::begin_block() {
+    block_synchronised();
+    std::fill(written_.begin(), written_.end(), 0);
+}
+
+void Checker::block_synchronised() { block_time_ = time_++; }
+
+void Checker::warp_synchronised(uint32_t warp, uint32_t lanes) {
+    // What any of them knew of any thread of the warp, all of them know now; and of each other, all.
+    auto* of = &known_[warp * WARP];
+    std::array<uint32_t, WARP> all{};
+    for (unsigned i = 0; i < WARP; i++) {
+        if (!(lanes >> i & 1)) continue;
+        for (unsigned j = 0; j < WARP; j++) all[j] = std::max(all[j], of[i][j]);
+    }
+    for (unsigned i = 0; i < WARP; i++)
+        if (lanes >> i & 1) all[i] = time_;
+    for (unsigned i = 0; i < WARP; i++)
+        if (lanes >> i & 1) of[i] = all;
+    time_++;
+}
+
+// Whether what `before` tells of happened before what the current thread does now.
+bool Checker::ordered(const Touch& before) const {
+    if (before.block != w_.block + 1) return before.block == 0;
+    if (before.time <= block_time_) return true;
+    const uint32_t me = w_.current->number, other = before.thread;
+    return me == other || (me / WARP == other / WARP && before.time <= known_[me][other % WARP]);
+}
+
+// ---- one access ----------------------------------------------------------------------------------
+uint16_t Checker::site(uint64_t pc) {
+    auto& cached = cached_[pc >> 1 & 255];
+    if (cached.pc == pc) return cached.site;
+    auto [found, is_new] = site_of_pc_.try_emplace(pc, uint16_t(pcs_.size()));
+    if (is_new) {
+        pcs_.push_back(pc);
+        requests_.emplace_back();
+    }
+    cached.pc = pc;
+    return cached.site = found->second;
+}
+
+Fault Checker::fault(FaultKind kind, uint64_t address, uint32_t size, AccessKind access,
+                     uint64_t pc) const {
+    Fault f{};
+    f.kind = kind;
+    f.sites = 1;
+    f.here = site_of(w_, w_.block, w_.current->number);
+    f.here.access = access;
+    f.here.pc = pc - w_.module.image.begin;
+    f.shared = w_.module.shared;
+    f.address = address;
+    f.size = size;
+    return f;
+}
+
+void Checker::stop(const Fault& fault) {
+    // An index read from memory that nobody wrote leads anywhere: the first fault is the cause.
+    abandon(unwritten_.kind && fault.kind != SHARED_RACE ? unwritten_ : fault);
+}
+
+bool Checker::private_memory(uint64_t address, uint32_t size) const {
+    auto within = [&](const Range& r) { return address >= r.begin && address + size <= r.end; };
+    return within(w_.current->stack) || within(w_.module.image) ||
+           within(w_.launch->argument_block);
+}
+
+Shadow* Checker::array_at(uint64_t address, uint32_t size) {
+    auto within = [&](const Shadow& s) {
+        return address >= s.range.begin && address + size <= s.range.end;
+    };
+    if (recent_ < arrays_.size() && within(arrays_[recent_])) return &arrays_[recent_];
+    for (recent_ = 0; recent_ < arrays_.size(); recent_++)
+        if (within(arrays_[recent_])) return &arrays_[recent_];
+    return nullptr;
+}
+
+void Checker::track(Shadow& shadow, uint64_t address, uint32_t size, AccessKind kind, uint64_t pc) {
+    const bool shared = &shadow == &shared_;
+    const uint16_t at = site(pc);
+    const uint64_t end = address + size;
+    for (uint64_t word = address & ~3ull; word < end; word += 4) {
+        uint8_t bytes = 0xF;
+        if (word < address) bytes &= uint8_t(0xF << (address - word));
+        if (word + 4 > end) bytes &= uint8_t(0xF >> (word + 4 - end));
+        touch(shadow.at(word), bytes, kind, at, shared, address, size);
+    }
+}
+
+void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, bool shared,
+                    uint64_t address, uint32_t size) {
+    const uint32_t me = w_.current->number, block = w_.block + 1;
+    // Each block has its own shared memory: what an earlier block did there is no concern of this.
+    if (shared && word.write.block != block) word.write = {};
+    if (shared && word.reads[0].block != block) word.reads[0] = {};
+    if (shared && word.reads[1].block != block) word.reads[1] = {};
+
+    auto conflicts = [&](const Touch& before) { return (before.bytes & bytes) && !ordered(before); };
+    auto race = [&](const Touch& before, AccessKind what) {
+        Fault f = fault(shared ? SHARED_RACE : GLOBAL_RACE, address, size, kind, pcs_[site]);
+        f.sites = 2;
+        f.other = site_of(w_, before.block - 1, before.thread);
+        f.other.pc = pcs_[before.site] - w_.module.image.begin;
+        f.other.access = what;
+        stop(f);
+    };
+    if (conflicts(word.write) && !(kind == ATOMIC && word.write.atomic))
+        race(word.write, word.write.atomic ? ATOMIC : WRITE);
+    if (kind != READ)
+        for (const Touch& read : word.reads)
+            if (conflicts(read)) race(read, READ);
+
+    Touch now{block, time_, site, uint16_t(me), bytes, uint16_t(kind == ATOMIC)};
+    Touch& last = kind == READ ? word.reads[0] : word.write;
+    const bool mine = last.block == block && last.thread == me;
+    if (mine && last.time > block_time_) {
+        now.bytes |= last.bytes;
+        now.atomic &= last.atomic;
+    }
+    const bool settled = last.block == block && last.time <= block_time_;
+    if (kind == READ && !mine && !settled) word.reads[1] = last;
+    last = now;
+}
+
+void Checker::access(uint64_t address, uint32_t size, AccessKind kind, uint64_t pc) {
+    const Module& m = w_.module;
+    const bool shared = address >= m.shared.begin && address < m.shared.end;
+    Shadow* shadow = shared ? &shared_ : array_at(address, size);
+    if (!shadow && private_memory(address, size)) return;
+
+    const uint64_t end = address + size;
+    const bool in_room = address < m.room.end && end > m.room.begin;
+    const bool asked_for = address >= m.dynamic.begin && end <= m.dynamic.end;
+    if (!shadow || (shared && (end > m.shared.end || (in_room && !asked_for))))
+        stop(fault(OUT_OF_BOUNDS, address, size, kind, pc));
+    const bool power_of_two = (size & (size - 1)) == 0;
+    if (power_of_two && address % size)
+        stop(fault(MISALIGNED, address, size, kind, pc));
+
+    if (shared) {
+        auto* written = written_.data() + (address - m.shared.begin);
+        if (kind != WRITE && !unwritten_.kind && !std::all_of(written, written + size, [](uint8_t w) { return w; }))
+            unwritten_ = fault(UNINITIALISED_SHARED, address, size, kind, pc);
+        if (kind != READ) memset(written, 1, size);
+    }
+    track(*shadow, address, size, kind, pc);
+    if (kind == ATOMIC)
+        counts.atomics++;
+    else if (shared)
+        count_shared(size, kind);
+    else
+        count_global(address - shadow->range.begin, size, kind, pc);
+}
+
+void Checker::bad_index(const char* array, int64_t index, uint64_t pc) {
+    Fault f = fault(INDEX_OUT_OF_BOUNDS, 0, 0, READ, pc);
+    f.index = index;
+    strncpy(f.type, array, sizeof f.type - 1);
+    stop(f);
+}
+
+// ---- counting ------------------------------------------------------------------------------------
+void Checker::count_shared(uint32_t size, AccessKind kind) {
+    (kind == READ ? counts.shared_loads : counts.shared_stores)++;
+    (kind == READ ? counts.shared_load_bytes : counts.shared_store_bytes) += size;
+}
+
+void Checker::count_global(uint64_t offset, uint32_t size, AccessKind kind, uint64_t pc) {
+    (kind == READ ? counts.global_loads : counts.global_stores)++;
+    (kind == READ ? counts.global_load_bytes : counts.global_store_bytes) += size;
+    const uint16_t at = site(pc);
+    Requests& requests = requests_[at];
+    if (!requests.used) touched_.push_back(at);
+    requests.used = true;
+    requests.store = kind == WRITE;
+    // Sectors are counted from the array's start, as device memory aligns it; where the CPU's
+    // memory happens to lie must not show. `recent_` tells arrays apart.
+    const uint64_t begin = (uint64_t(recent_) << 48) + offset;
+    requests.lanes[w_.current->number % WARP].push_back({begin, begin + size});
+}
+
+void Checker::warp_stopped() {
+    constexpr uint64_t SECTOR = 32;
+    std::vector<uint64_t> sectors;
+    for (uint16_t at : touched_) {
+        Requests& requests = requests_[at];
+        size_t longest = 0;
+        for (const auto& lane : requests.lanes) longest = std::max(longest, lane.size());
+        uint64_t total = 0;
+        for (size_t n = 0; n < longest; n++) {
+            sectors.clear();
+            for (const auto& lane : requests.lanes)
+                if (n < lane.size())
+                    for (uint64_t s = lane[n].begin / SECTOR; s <= (lane[n].end - 1) / SECTOR; s++)
+                        if (sectors.empty() || sectors.back() != s) sectors.push_back(s);
+            std::sort(sectors.begin(), sectors.end());
+            total += uint64_t(std::unique(sectors.begin(), sectors.end()) - sectors.begin());
+        }
+        (requests.store ? counts.global_store_requests : counts.global_load_requests) += longest;
+        (requests.store ? counts.global_store_sectors : counts.global_load_sectors) += total;
+        for (auto& lane : requests.lanes) lane.clear();
+        requests.used = false;
+    }
+    touched_.clear();
+}
+
+}  // namespace emu
+
+// ---- what the compiler calls ---------------------------------------------------------------------
+namespace {
+void observe(const void* address, size_t size, emu::AccessKind kind, void* pc) {
+    if (emu::worker && emu::worker->checker)
+        emu::worker->checker->access(uint64_t(address), uint32_t(size), kind, uint64_t(pc));
+}
+}  // namespace
+
+#define EMU_OBSERVE(name, size, kind) \
+    EMU_API void name(void* p) { observe(p, size, emu::kind, __builtin_return_address(0)); }
+#define EMU_OBSERVE_SIZE(n)                           \
+    EMU_OBSERVE(__tsan_read##n, n, READ)              \
+    EMU_OBSERVE(__tsan_write##n, n, WRITE)            \
+    EMU_OBSERVE(__tsan_unaligned_read##n, n, READ)    \
+    EMU_OBSERVE(__tsan_unaligned_write##n, n, WRITE)
+
+extern "C" {
+EMU_OBSERVE_SIZE(1)
+EMU_OBSERVE_SIZE(2)
+EMU_OBSERVE_SIZE(4)
+EMU_OBSERVE_SIZE(8)
+EMU_OBSERVE_SIZE(16)
+EMU_API void __tsan_read_range(void* p, size_t n) {
+    observe(p, n, emu::READ, __builtin_return_address(0));
+}
+EMU_API void __tsan_write_range(void* p, size_t n) {
+    observe(p, n, emu::WRITE, __builtin_return_address(0));
+}
+EMU_API void __tsan_init() {}
+EMU_API void __tsan_func_entry(void*) {}
+EMU_API void __tsan_func_exit() {}
+
+// -fsanitize=bounds: an index that the array's type forbids. The layout is the compiler's.
+struct BoundsFailure {
+    const char* file;
+    uint32_t line, column;
+    const struct Type {
+        uint16_t kind, info;
+        char name[];
+    } * array;
+};
+EMU_API void __ubsan_handle_out_of_bounds(BoundsFailure* failure, uintptr_t index) {
+    if (emu::worker && emu::worker->checker)
+        emu::worker->checker->bad_index(failure->array->name, int64_t(index),
+                                        uint64_t(__builtin_return_address(0)));
+}
+}

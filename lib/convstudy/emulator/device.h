@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// What a kernel calls of the runtime (through cuda_cpu.h).
+#pragma once
+#include <cstdint>
+
+#define EMU_API __attribute__((visibility("default")))
+
+// Room for `extern __shared__` arrays: the most a block of compute capability 9.0 can ask for, and
+// a gap behind it, so that one byte too far is not yet another variable.
+#define EMU_DYNAMIC_ROOM 233472
+
+namespace emu {
+
+template <class T>
+struct Vec3 {
+    T x, y, z;
+};
+using Index = Vec3<unsigned>;
+
+// `const` holds: a function of a kernel runs in one thread from its beginning to its end.
+EMU_API Index thread_index() __attribute__((const));
+EMU_API Index block_index() __attribute__((const));
+EMU_API Index block_size() __attribute__((const));
+EMU_API Index grid_size() __attribute__((const));
+EMU_API unsigned lane() __attribute__((const));
+
+// The caller's line tells barriers apart: return addresses would not, since the compiler may copy a
+// call into two branches.
+EMU_API void block_barrier(int line);
+EMU_API unsigned block_barrier_count(int line, bool predicate);
+EMU_API void warp_barrier(unsigned mask, int line);
+EMU_API uint64_t warp_shuffle(unsigned mask, uint64_t value, unsigned source, int line);
+EMU_API unsigned warp_ballot(unsigned mask, bool predicate, int line);
+EMU_API unsigned warp_active();
+EMU_API void fence();
+EMU_API long long clock();
+
+EMU_API void atomic_access(const void* address, unsigned size);
+EMU_API uint32_t compare_and_swap(void* address, uint32_t expected, uint32_t desired);
+EMU_API uint64_t compare_and_swap(void* address, uint64_t expected, uint64_t desired);
+
+}  // namespace emu

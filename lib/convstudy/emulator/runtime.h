@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+// What the scheduler (runtime.cpp) and the checker (checker.cpp) know of each other.
+#pragma once
+#include <cstdint>
+
+#include "device.h"
+#include "fiber.h"
+#include "launch.h"
+
+namespace emu {
+
+constexpr unsigned WARP = 32;
+constexpr unsigned MAX_THREADS = 1024;
+
+enum State : uint8_t { READY, AT_BARRIER, IN_WARP, EXITED };
+
+struct Fiber;
+// What a warp does together once every lane named in a mask has come: `lanes` are those that came.
+using WarpAction = void (*)(Fiber* warp, uint32_t lanes);
+
+struct Fiber {
+    Context context;
+    Range stack;
+    Index index;
+    uint32_t number;  // in the block, x fastest; number % 32 is the lane
+    State state;
+    uint32_t line;           // where it waits
+    uint32_t mask;           // IN_WARP: whom it waits for
+    WarpAction action;       // and what is done then,
+    uint64_t value, result;  // from each lane's value to each lane's result
+    uint32_t source;
+};
+
+// The range of a kernel's shared memory on this OS thread, and the module it belongs to.
+struct Module {
+    Range image;    // code, constants and __device__ variables
+    Range shared;   // static arrays, and room for the dynamic one:
+    Range room;     // all that could be asked for,
+    Range dynamic;  // and what this launch did ask for
+};
+
+class Checker;
+
+// One OS thread that runs blocks, one at a time.
+struct Worker {
+    const Launch* launch;
+    Module module;
+    Context scheduler;
+    Fiber* fibers;
+    uint32_t threads;  // of a block
+    Fiber* current;
+    uint32_t block;    // its number, x fastest
+    Index block_index;
+    long long clock;
+    uint64_t barriers;
+    Fault fault;
+    Checker* checker;  // null where the launch is not checked
+};
+
+// The worker of this OS thread, null outside a launch.
+extern thread_local Worker* worker;
+
+// Records a fault of the current thread and leaves the launch; the fiber is never resumed.
+[[noreturn]] void abandon(const Fault& fault);
+
+// A side of a fault: thread `number` of block `block`.
+Site site_of(const Worker& w, uint32_t block, uint32_t number);
+
+}  // namespace emu
