@@ -155,7 +155,7 @@ class Ops(ABC):
         """Return what a method gave as a NumPy array, finished."""
         return array
 
-    def synchronise(self):
+    def synchronise(self):  # noqa: B027 - what computes at once has nothing to wait for
         """Wait until all that was asked for is done."""
 
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Every function as a CPU does it well: matrix products through BLAS, the rest through NumPy."""
+
+import functools
+
+import numpy as np
+
+from convstudy.conv import cpu
+from convstudy.nn.ops import Ops
+from convstudy.nn.reference import interpolation
+from convstudy.problem import ConvProblem
+
+
+class BlasOps(Ops):
+    """The CPU as it deserves to be compared with.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Threads of BLAS; what it is set to, if not given. NumPy's own loops run on one.
+    """
+
+    name = "cpu-blas"
+
+    def __init__(self, threads=None):
+        if threads is not None and threads < 1:
+            raise ValueError(f"BlasOps: threads must be at least 1, got {threads}")
+        self.threads = threads or cpu.threads()
+
+    def conv2d(self, x, w, padding):
+        return self._convolve(x, w, None, padding)
+
+    def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
+        # One multiplication and one addition a pixel; what is left of the formula is per channel.
+        scale = weight / np.sqrt(var + np.float32(eps))
+        shift = bias - mean * scale
+        x *= scale[:, None, None]
+        x += shift[:, None, None]
+        return x
+
+    def relu(self, x):
+        return np.maximum(x, 0, out=x)
+
+    def max_pool2d(self, x):
+        h, w = (size // 2 * 2 for size in x.shape[2:])
+        # Rows first: they lie side by side, and leave half as many columns to pick from.
+        rows = np.maximum(x[:, :, 0:h:2, :w], x[:, :, 1:h:2, :w])
+        return np.maximum(rows[..., 0::2], rows[..., 1::2])
+
+    def conv_transpose2d(self, x, w, bias):
+        n, c, height, width = x.shape
+        k = w.shape[1]
+        y = np.empty((n, k, 2 * height, 2 * width), np.float32)
+        with cpu.limit_threads(self.threads):
+            taps = w.reshape(c, 4 * k).T @ x.reshape(n, c, height * width)
+        taps = taps.reshape(n, k, 2, 2, height, width)
+        for r in range(2):
+            for s in range(2):
+                np.add(taps[:, :, r, s], bias[:, None, None], out=y[:, :, r::2, s::2])
+        return y
+
+    def upsample_bilinear(self, x):
+        n, c, h, w = x.shape
+        down, across = _interpolation(h), _interpolation(w)
+        with cpu.limit_threads(self.threads):
+            wide = x.reshape(n * c * h, w) @ across.T
+            return (down @ wide.reshape(n * c, h, 2 * w)).reshape(n, c, 2 * h, 2 * w)
+
+    def pad_concat(self, skip, x):
+        n, c, h, w = skip.shape
+        y = np.zeros((n, c + x.shape[1], h, w), np.float32)
+        top, left = (h - x.shape[2]) // 2, (w - x.shape[3]) // 2
+        y[:, :c] = skip
+        y[:, c:, top : top + x.shape[2], left : left + x.shape[3]] = x
+        return y
+
+    def head(self, x, w, bias):
+        return self._convolve(x, w, bias, (0, 0))
+
+    def _convolve(self, x, w, bias, padding):
+        problem = ConvProblem.of(x, w, padding=padding)
+        y = np.empty(problem.y_shape, np.float32)
+        with cpu.limit_threads(self.threads):
+            cpu.blas(problem, x, w, bias, y)
+        return y
+
+
+@functools.cache
+def _interpolation(size):
+    return interpolation(size, np.float32)

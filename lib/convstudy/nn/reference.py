@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""The NumPy twin of every function: short, vectorised, in the input's own type."""
+
+import numpy as np
+
+from convstudy.conv import reference
+from convstudy.nn.ops import Ops
+
+
+class ReferenceOps(Ops):
+    """What every other execution is compared with.
+
+    Parameters
+    ----------
+    dtype : dtype
+        What `to_device` converts to, so that a float32 network is computed in float64.
+    """
+
+    name = "reference"
+
+    def __init__(self, dtype=np.float64):
+        self._dtype = dtype
+
+    def to_device(self, array):
+        return array.astype(self._dtype)
+
+    def conv2d(self, x, w, padding):
+        return reference.conv2d(x, w, padding=padding)
+
+    def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
+        mean, deviation, weight, bias = (
+            values[:, None, None] for values in (mean, np.sqrt(var + eps), weight, bias)
+        )
+        return (x - mean) / deviation * weight + bias
+
+    def relu(self, x):
+        return np.maximum(x, 0)
+
+    def max_pool2d(self, x):
+        n, c, h, w = x.shape
+        even = x[:, :, : h // 2 * 2, : w // 2 * 2]
+        return even.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+
+    def conv_transpose2d(self, x, w, bias):
+        n, _, height, width = x.shape
+        y = np.einsum("nchw,ckrs->nkhrws", x, w, optimize=True)
+        return y.reshape(n, w.shape[1], 2 * height, 2 * width) + bias[:, None, None]
+
+    def upsample_bilinear(self, x):
+        down, across = (interpolation(size, x.dtype) for size in x.shape[2:])
+        return down @ x @ across.T
+
+    def pad_concat(self, skip, x):
+        lacking = [large - small for large, small in zip(skip.shape[2:], x.shape[2:], strict=True)]
+        margins = [(lack // 2, lack - lack // 2) for lack in lacking]
+        return np.concatenate([skip, np.pad(x, [(0, 0), (0, 0), *margins])], axis=1)
+
+    def head(self, x, w, bias):
+        return np.einsum("nchw,kc->nkhw", x, w[:, :, 0, 0], optimize=True) + bias[:, None, None]
+
+
+def interpolation(size, dtype):
+    """Return the (2 size, size) matrix that interpolates `size` values to twice as many.
+
+    Value ``i`` of the result lies at ``i (size - 1) / (2 size - 1)`` among those given, so that
+    the first and the last are kept.
+    """
+    position = np.arange(2 * size, dtype=np.float64) * (size - 1) / (2 * size - 1)
+    # A value's share falls from 1 at its own place to 0 at its neighbours'.
+    distance = np.abs(position[:, None] - np.arange(size))
+    return np.maximum(0, 1 - distance).astype(dtype)
