@@ -27,7 +27,7 @@ STUDY := $(BIN)/python -m convstudy
 
 # Whatever else is set on the command line (`make figures chunks=8`) is a parameter of the
 # notebooks, or an option of the suites: passed on one by one, quoted for the shell.
-OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE VENV
+OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE VENV BIN READY STUDY
 quote    = '$(subst ','\'',$(1))'
 one      = $(if $(filter command,$(origin $(1))),$(call quote,$(1)=$(value $(1))))
 GIVEN    = $(foreach name,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(call one,$(name)))

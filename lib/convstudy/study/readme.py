@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""The parts of README.md that are made, not typed: between ``begin`` and ``end`` markers."""
+
+import ast
+import csv
+import json
+import re
+
+from convstudy import paths
+
+README = paths.ROOT / "README.md"
+MAIN_FIGURE = paths.FIGURES / "fig4_execution_time.png"
+
+_BLOCK = re.compile(r"(<!-- begin: (\w+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)
+_MARKER = re.compile(r"<!-- (?:begin|end): .*?-->")
+_TARGET = re.compile(r"^([a-z-]+):.*?## (.*)$", re.MULTILINE)
+
+# What is at the top, for those folders whose files cannot say it themselves.
+_TOP = {
+    "notebooks/": "the study, in reading order; committed executed, on the committed records",
+    "figures/": "what the committed records draw, with each figure's plotted table",
+    "figures/local/": "the same with this machine's own records beside them (not committed)",
+    "data/paper/": "the paper's numbers and claims, as printed",
+    "data/measurements/": "one folder a machine, one append-only JSON a run",
+    "data/images/": "a small set of real images with masks, and their licences",
+    "lib/tests/": "the library's tests, in the same tree",
+    "lib/convstudy/": "the library, in which imports point down only:",
+}
+
+
+def claims():
+    """Return the ledger of claims, from its table in ``figures/``."""
+    path = paths.FIGURES / "claims.csv"
+    if not path.is_file():
+        return "_`make figures` writes this table._\n"
+    with path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    columns = {"id": "", "claim": "Claim", "paper": "Paper", "ours": "Ours", "verdict": "Verdict"}
+    return _table(list(columns.values()), [[row[key] for key in columns] for row in rows])
+
+
+def _table(header, rows):
+    cells = [header, ["---"] * len(header), *rows]
+    lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in cells)
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def figure():
+    """Return the main figure, as a link to its file."""
+    if not MAIN_FIGURE.is_file():
+        return "_`make figures` draws this figure._\n"
+    name = MAIN_FIGURE.relative_to(paths.ROOT)
+    return f"![Run time of U-Net in each environment, the paper's and ours]({name})\n"
+
+
+def commands():
+    """Return every target of the Makefile and what it says of itself."""
+    targets = _TARGET.findall((paths.ROOT / "Makefile").read_text())
+    return _table(["Command", "What it does"], [[f"`make {name}`", does] for name, does in targets])
+
+
+def notebooks():
+    """Return the notebooks and their titles, as links."""
+    found = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]-*.ipynb"))
+    return "".join(
+        f"- [{path.stem[:2]}]({path.relative_to(paths.ROOT)}) {_title(path)}\n" for path in found
+    )
+
+
+def _title(notebook):
+    """Return the first heading of a notebook."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        heading = re.search(r"^# (.+)$", "".join(cell["source"]), re.MULTILINE)
+        if cell["cell_type"] == "markdown" and heading:
+            return heading[1]
+    raise ValueError(f"{notebook.name} has no title; begin it with a cell `# ...`")
+
+
+def tree():
+    """Return the map of the tree: every module, and the first line of its docstring."""
+    entries = [*_TOP.items(), *_modules(paths.PACKAGE, "  ")]
+    width = max(len(name) for name, _ in entries) + 2
+    return "```text\n" + "".join(f"{n:{width}}{t}".rstrip() + "\n" for n, t in entries) + "```\n"
+
+
+def _modules(folder, indent):
+    for path in sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name)):
+        if path.is_dir() and (path / "__init__.py").is_file():
+            yield f"{indent}{path.name}/", _summary(path / "__init__.py")
+            yield from _modules(path, indent + "  ")
+        elif path == paths.KERNELS:
+            yield f"{indent}{path.name}/", "CUDA C++, device code only; one idea a file:"
+            yield from ((f"{indent}  {p.name}", _idea(p)) for p in sorted(path.glob("*.cu")))
+        elif path.suffix == ".py" and not path.name.startswith("__"):
+            yield f"{indent}{path.name}", _summary(path)
+
+
+def _summary(module):
+    docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
+    return docstring.partition("\n")[0]
+
+
+def _idea(kernel):
+    """Return the first line of a kernel's header, below its licence."""
+    return kernel.read_text().splitlines()[1].removeprefix("//").strip()
+
+
+BLOCKS = {each.__name__: each for each in (figure, claims, commands, notebooks, tree)}
+
+
+def rewrite(text):
+    """Return `text` with everything between markers made again.
+
+    Raises
+    ------
+    ValueError
+        Where a marker has no partner, or names nothing that can be made.
+    """
+    for _, name, _, _ in _BLOCK.findall(text):
+        if name not in BLOCKS:
+            raise ValueError(f"README.md: nothing makes {name!r}; there are {', '.join(BLOCKS)}")
+    left = _MARKER.findall(_BLOCK.sub("", text))
+    if left:
+        raise ValueError(f"README.md: {left[0]} has no partner")
+    return _BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[4], text)
