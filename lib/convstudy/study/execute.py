@@ -28,24 +28,30 @@ _CELL_TIMEOUT_S = 600
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class NotebookFailedError(Exception):
+class NotebookFailedError(RuntimeError):
     """A notebook did not run to its end; the message says which, where and why."""
 
+    exit_status = 1
 
-def find(selection="", folder=paths.NOTEBOOKS):
+
+def find(selection="", folder=None):
     """Return the notebooks of `selection`, in reading order; all of them where it is empty.
 
     Parameters
     ----------
     selection : str
         Numbers (``04``, or ``4``) or file stems, between commas.
+    folder : Path, optional
+        Other than ``notebooks/``.
 
     Raises
     ------
     ValueError
         Where there is no such notebook; the message lists those there are.
     """
-    known = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))}
+    known = {
+        path.stem: path for path in sorted((folder or paths.NOTEBOOKS).glob("[0-9][0-9]-*.ipynb"))
+    }
     if not selection:
         return tuple(known.values())
     wanted = set()
@@ -91,7 +97,7 @@ def typed(name, text, default):
     return value
 
 
-def choose(selection="", given=None, folder=paths.NOTEBOOKS):
+def choose(selection="", given=None, folder=None):
     """Return ``{notebook: {parameter: value}}``, checked; a notebook gets what it knows.
 
     Parameters

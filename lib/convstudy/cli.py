@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""The command line: ``python -m convstudy``, which the Makefile's targets call."""
+
+import argparse
+import sys
+
+# Nothing else is imported up here: `doctor` has to speak where an import fails.
+
+
+def main(argv=None):
+    """Run one command and return its exit status: 0, 1 where it failed, 2 where it was misused."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if arguments.traceback:
+            raise
+        print(f"convstudy: {error}", file=sys.stderr)
+        return getattr(error, "exit_status", 2)
+    except KeyboardInterrupt:
+        print("convstudy: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="convstudy",
+        description="A study of tiled and data-parallel GPU convolutions for U-Net.",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the library an error arose"
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name, run, does):
+        added = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        added.set_defaults(run=run)
+        return added
+
+    figures = command("figures", _figures, "measure what is missing here, and draw every figure")
+    _select(figures)
+    figures.add_argument("--machine", default="", help="whose records, as slugs between commas")
+    figures.add_argument(
+        "--records-only", action="store_true", help="draw from what is recorded, measure nothing"
+    )
+    figures.add_argument("given", nargs="*", metavar="name=value", help="a notebook's parameter")
+
+    measure = command("measure", _measure, "measure this machine, and keep a record of it")
+    measure.add_argument(
+        "words", nargs="*", metavar="suite | name=value", help="suites (default: all); options"
+    )
+    measure.add_argument("--machine", default="local", help="folder of data/measurements/")
+    measure.add_argument(
+        "--missing", action="store_true", help="only what has no fresh record in that folder"
+    )
+    measure.add_argument("--quick", action="store_true", help="fewer repetitions")
+    measure.add_argument("--list", action="store_true", help="list the suites and their options")
+
+    command("doctor", _doctor, "say what this machine has, and how to get the rest")
+    command("data-check", _data_check, "check the image sets, and say what is missing")
+    notebooks = command("notebooks", _notebooks, "execute the committed notebooks, in place")
+    _select(notebooks)
+    command("readme", _readme, "write the generated parts of README.md")
+    return parser
+
+
+def _select(command):
+    command.add_argument("--notebook", default="", help="numbers or names, between commas")
+
+
+def _pairs(words):
+    """Return ``{name: value}`` of words such as ``name=value``."""
+    for word in words:
+        if "=" not in word or word.startswith("="):
+            raise ValueError(f"{word!r} is not of the form name=value")
+    return dict(word.split("=", 1) for word in words)
+
+
+def _figures(arguments):
+    from convstudy import paths
+    from convstudy.study import execute
+
+    given = _pairs(arguments.given)
+    if arguments.machine:
+        given[execute.MACHINES] = arguments.machine
+    chosen = execute.choose(arguments.notebook, given)
+    if not chosen:
+        raise ValueError(f"there are no notebooks in {paths.NOTEBOOKS}")
+    beside = execute.with_local(chosen)
+    draws_local = any(execute.LOCAL in v[execute.MACHINES].split(",") for v in beside.values())
+    if draws_local and not arguments.records_only:
+        _measure_missing()
+    # The committed figures are drawn with the committed parameters only.
+    if not given:
+        execute.run(chosen, paths.BUILD / "notebooks", paths.FIGURES)
+        print(f"{paths.FIGURES.relative_to(paths.ROOT)}/ is drawn from the committed records")
+    recorded = any(paths.LOCAL_MEASUREMENTS.glob("*.json"))
+    if given or recorded:
+        outputs = paths.BUILD / "notebooks" / "local"
+        execute.run(beside if recorded else chosen, outputs, paths.LOCAL_FIGURES)
+        print(f"{paths.LOCAL_FIGURES.relative_to(paths.ROOT)}/ is drawn from those asked for")
+
+
+def _measure_missing():
+    raise NotImplementedError
+
+
+def _measure(arguments):
+    raise NotImplementedError
+
+
+def _doctor(_):
+    from convstudy import doctor
+
+    print(doctor.report())
+
+
+def _data_check(_):
+    raise NotImplementedError
+
+
+def _notebooks(arguments):
+    from convstudy import paths
+    from convstudy.study import execute
+    from convstudy.study.normalise import normalise
+
+    chosen = execute.choose(arguments.notebook)
+    outputs = paths.BUILD / "notebooks"
+    execute.run(chosen, outputs)
+    for notebook in chosen:
+        notebook.write_text(normalise((outputs / notebook.name).read_text()))
+        print(f"{notebook.relative_to(paths.ROOT)} is executed and in normal form")
+
+
+def _readme(_):
+    from convstudy.study import readme
+
+    readme.README.write_text(readme.rewrite(readme.README.read_text()))
