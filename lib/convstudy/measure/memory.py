@@ -177,17 +177,18 @@ def measure_latency(device, plan, time, repeats=10, seed=0):
     RuntimeError
         Where a launch does not end where the chain leads.
     """
+    _check_repeats("measure_latency", repeats)
     xp = array_module(device)
     with _on(device):
         chain, ends = _latency_input(plan, xp, np.random.default_rng(seed))
         out = xp.zeros(3, dtype=np.int64)
         out[2] = ends(0)
         cold = plan.space == "device"
-        other = xp.empty(2 * device.l2_bytes, dtype=np.uint8) if cold else None
+        other = xp.zeros(2 * device.l2_bytes, dtype=np.uint8) if cold else None
         samples = []
         for i in range(repeats + 1):
-            if cold:  # fill L2 with other lines than the chain's
-                other.fill(0)
+            if cold:  # fill L2 with other lines; read, for a written one costs when it must leave
+                other.max()
             elapsed = time(lambda: plan.launch.run(device, [chain, out]))
             timed, total, end = out.tolist()
             if end != ends(i + 1):
@@ -230,6 +231,7 @@ def measure_bandwidth(device, plan, time, repeats=10):
     RuntimeError
         Where a launch's sums are not those of its data.
     """
+    _check_repeats("measure_bandwidth", repeats)
     xp = array_module(device)
     with _on(device):
         x, expected = _bandwidth_input(plan, xp)
@@ -349,6 +351,11 @@ def _whole(size, unit):
     return max(1, round(size / unit)) * unit
 
 
+def _check_repeats(who, repeats):
+    if repeats < 1:
+        raise ValueError(f"{who}: repeats must be at least 1, got {repeats}")
+
+
 def _check(who, space, spaces):
     if space not in spaces:
         raise ValueError(f"{who}: no space {space!r}; use one of {', '.join(spaces)}")
@@ -442,6 +449,7 @@ def cpu_latency(space, time, repeats=5, links=None, seed=0):
     RuntimeError
         Where a run does not end where the chain leads.
     """
+    _check_repeats("cpu_latency", repeats)
     size = cpu_working_set(space)
     links = links or {"L1": 2**23, "L2": 2**22, "L3": 2**20, "DRAM": 2**18}[space]
     order = visiting_order(size // _CPU_NODE, _PAGE // _CPU_NODE, np.random.default_rng(seed))
@@ -489,6 +497,7 @@ def cpu_bandwidth(space, time, threads=None, repeats=5, read_bytes=None, seed=0)
     RuntimeError
         Where a sum is not that of the data.
     """
+    _check_repeats("cpu_bandwidth", repeats)
     size = cpu_working_set(space)
     threads = threads or len(os.sched_getaffinity(0))
     rng = np.random.default_rng(seed)

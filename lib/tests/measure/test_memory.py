@@ -258,6 +258,18 @@ def test_an_unknown_space_is_refused(ask):
         memory.cpu_working_set("shared")
 
 
+def test_no_repeats_are_refused():
+    plans = small_latency("shared"), small_bandwidth("shared")
+    for call in (
+        lambda: memory.measure_latency(SMALL, plans[0], Stopwatch(), repeats=0),
+        lambda: memory.measure_bandwidth(SMALL, plans[1], Stopwatch(), repeats=0),
+        lambda: memory.cpu_latency("L1", Stopwatch(), repeats=0),
+        lambda: memory.cpu_bandwidth("L1", Stopwatch(), repeats=0),
+    ):
+        with pytest.raises(ValueError, match="repeats must be at least 1"):
+            call()
+
+
 # ---- a GPU ---------------------------------------------------------------------------------------
 
 
