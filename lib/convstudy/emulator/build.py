@@ -18,7 +18,7 @@ from convstudy.emulator.errors import EmulatorError
 HERE = Path(__file__).resolve().parent
 CACHE = paths.BUILD / "emulator"
 
-_RUNTIME = ("runtime.cpp", "checker.cpp", "fiber.cpp")
+_RUNTIME = ("runtime.cpp", "checker.cpp", "requests.cpp", "fiber.cpp")
 # Lines alone, in DWARF 4: of DWARF 5's table of files, older addr2lines take the wrong entry.
 _COMMON = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-g1", "-gdwarf-4", "-march=native")
 
@@ -37,8 +37,21 @@ _KERNEL = (
     "-fno-diagnostics-show-caret",
 )
 _FAST = ("-O3",)
-# Loads stay where the source has them: none is moved to where the source would not have made it.
-_CHECKED = ("-O2", "-fsanitize=thread,bounds", "-fno-tree-vectorize", "-fno-tree-loop-im")
+# Accesses stay where the source has them: none is moved to where the source would not make it, and
+# no piece of code is copied or merged, so that each place of the source keeps one address. Jumps
+# through tables would hide the loops.
+_CHECKED = (
+    "-O2",
+    "-fsanitize=thread,bounds",
+    "-fsanitize-coverage=trace-pc",
+    "-fno-tree-vectorize",
+    "-fno-tree-loop-im",
+    "-fno-thread-jumps",
+    "-fno-crossjumping",
+    "-fno-tree-tail-merge",
+    "-fno-jump-tables",
+    "-fno-optimize-sibling-calls",
+)
 
 _COMMENT_OR_STRING = re.compile(
     r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
@@ -201,6 +214,11 @@ def _refuse_assembly(command, options, unit, filename):
 def open_library(path):
     """Load a shared object; it stays loaded."""
     return ctypes.CDLL(str(path))
+
+
+def disassemble(path):
+    """Return the machine code of a shared object as text."""
+    return _run(("objdump",), "-d", "--no-show-raw-insn", str(path)).stdout
 
 
 def find_line(path, offset, filename):

@@ -20,7 +20,11 @@ Shadow::~Shadow() {
 }
 
 Checker::Checker(Worker& w)
-    : w_(w), known_((w.threads + WARP - 1) / WARP * WARP), shared_(w.module.shared) {
+    : w_(w),
+      known_((w.threads + WARP - 1) / WARP * WARP),
+      shared_(w.module.shared),
+      nest_(*w.launch),
+      paths_(w.threads, Path(nest_)) {
     written_.resize(w.module.shared.end - w.module.shared.begin);
     // Arrays that overlap (one passed twice, say) share one shadow.
     std::vector<Range> ranges(w.launch->arrays, w.launch->arrays + w.launch->array_count);
@@ -38,6 +42,7 @@ Checker::Checker(Worker& w)
 void Checker::begin_block() {
     block_synchronised();
     std::fill(written_.begin(), written_.end(), 0);
+    for (Path& path : paths_) path.reset();
 }
 
 void Checker::block_synchronised() { block_time_ = time_++; }
@@ -73,6 +78,7 @@ uint16_t Checker::site(uint64_t pc) {
     if (is_new) {
         pcs_.push_back(pc);
         requests_.emplace_back();
+        stores_.push_back(false);
     }
     cached.pc = pc;
     return cached.site = found->second;
@@ -207,37 +213,23 @@ void Checker::count_global(uint64_t offset, uint32_t size, AccessKind kind, uint
     (kind == READ ? counts.global_loads : counts.global_stores)++;
     (kind == READ ? counts.global_load_bytes : counts.global_store_bytes) += size;
     const uint16_t at = site(pc);
-    Requests& requests = requests_[at];
-    if (!requests.used) touched_.push_back(at);
-    requests.used = true;
-    requests.store = kind == WRITE;
-    // Sectors are counted from the array's start, as device memory aligns it; where the CPU's
+    if (requests_[at].empty()) touched_.push_back(at);
+    stores_[at] = kind == WRITE;
+    // Sectors are counted from the array's start, as device memory aligns it: where the CPU's
     // memory happens to lie must not show. `recent_` tells arrays apart.
-    const uint64_t begin = (uint64_t(recent_) << 48) + offset;
-    requests.lanes[w_.current->number % WARP].push_back({begin, begin + size});
+    constexpr uint64_t SECTOR = 32;
+    const uint64_t base = uint64_t(recent_) << 48;
+    const uint32_t thread = w_.current->number;
+    requests_[at].add(thread % WARP, paths_[thread].key(), base + offset / SECTOR,
+                      base + (offset + size - 1) / SECTOR);
 }
 
 void Checker::warp_stopped() {
-    constexpr uint64_t SECTOR = 32;
-    std::vector<uint64_t> sectors;
     for (uint16_t at : touched_) {
-        Requests& requests = requests_[at];
-        size_t longest = 0;
-        for (const auto& lane : requests.lanes) longest = std::max(longest, lane.size());
-        uint64_t total = 0;
-        for (size_t n = 0; n < longest; n++) {
-            sectors.clear();
-            for (const auto& lane : requests.lanes)
-                if (n < lane.size())
-                    for (uint64_t s = lane[n].begin / SECTOR; s <= (lane[n].end - 1) / SECTOR; s++)
-                        if (sectors.empty() || sectors.back() != s) sectors.push_back(s);
-            std::sort(sectors.begin(), sectors.end());
-            total += uint64_t(std::unique(sectors.begin(), sectors.end()) - sectors.begin());
-        }
-        (requests.store ? counts.global_store_requests : counts.global_load_requests) += longest;
-        (requests.store ? counts.global_store_sectors : counts.global_load_sectors) += total;
-        for (auto& lane : requests.lanes) lane.clear();
-        requests.used = false;
+        Requests& r = requests_[at];
+        (stores_[at] ? counts.global_store_requests : counts.global_load_requests) += r.count();
+        (stores_[at] ? counts.global_store_sectors : counts.global_load_sectors) += r.sectors();
+        r.clear();
     }
     touched_.clear();
 }
@@ -246,9 +238,11 @@ void Checker::warp_stopped() {
 
 // ---- what the compiler calls ---------------------------------------------------------------------
 namespace {
+emu::Checker* current_checker() { return emu::worker ? emu::worker->checker : nullptr; }
+
 void observe(const void* address, size_t size, emu::AccessKind kind, void* pc) {
-    if (emu::worker && emu::worker->checker)
-        emu::worker->checker->access(uint64_t(address), uint32_t(size), kind, uint64_t(pc));
+    if (auto* checker = current_checker())
+        checker->access(uint64_t(address), uint32_t(size), kind, uint64_t(pc));
 }
 }  // namespace
 
@@ -273,8 +267,16 @@ EMU_API void __tsan_write_range(void* p, size_t n) {
     observe(p, n, emu::WRITE, __builtin_return_address(0));
 }
 EMU_API void __tsan_init() {}
-EMU_API void __tsan_func_entry(void*) {}
-EMU_API void __tsan_func_exit() {}
+EMU_API void __tsan_func_entry(void*) {
+    if (auto* checker = current_checker()) checker->path().enter_function();
+}
+EMU_API void __tsan_func_exit() {
+    if (auto* checker = current_checker()) checker->path().leave_function();
+}
+// -fsanitize-coverage=trace-pc: a basic block begins.
+EMU_API void __sanitizer_cov_trace_pc() {
+    if (auto* checker = current_checker()) checker->block(uint64_t(__builtin_return_address(0)));
+}
 
 // -fsanitize=bounds: an index that the array's type forbids. The layout is the compiler's.
 struct BoundsFailure {
@@ -286,8 +288,8 @@ struct BoundsFailure {
     } * array;
 };
 EMU_API void __ubsan_handle_out_of_bounds(BoundsFailure* failure, uintptr_t index) {
-    if (emu::worker && emu::worker->checker)
-        emu::worker->checker->bad_index(failure->array->name, int64_t(index),
-                                        uint64_t(__builtin_return_address(0)));
+    if (auto* checker = current_checker())
+        checker->bad_index(failure->array->name, int64_t(index),
+                           uint64_t(__builtin_return_address(0)));
 }
 }

@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "requests.h"
 #include "runtime.h"
 
 namespace emu {
@@ -51,6 +52,9 @@ class Checker {
     void access(uint64_t address, uint32_t size, AccessKind kind, uint64_t pc);
     void bad_index(const char* array, int64_t index, uint64_t pc);
 
+    Path& path() { return paths_[w_.current->number]; }
+    void block(uint64_t pc) { path().block(pc - w_.module.image.begin); }
+
     // The scheduler says so, and time goes on: what came before is ordered before what follows
     void block_synchronised();                             // for all threads of the block,
     void warp_synchronised(uint32_t warp, uint32_t lanes);  // for these lanes.
@@ -75,14 +79,13 @@ class Checker {
     std::vector<uint8_t> written_;  // for each byte of shared memory
     Fault unwritten_{};
 
-    struct Requests {
-        bool used, store;
-        std::array<std::vector<Range>, WARP> lanes;
-    };
     std::unordered_map<uint64_t, uint16_t> site_of_pc_;
     std::vector<uint64_t> pcs_;
-    std::vector<Requests> requests_;  // by site
-    std::vector<uint16_t> touched_;   // sites with a request of the current warp
+    LoopNest nest_;
+    std::vector<Path> paths_;         // by thread
+    std::vector<Requests> requests_;  // by site, of the current warp
+    std::vector<bool> stores_;        // by site
+    std::vector<uint16_t> touched_;   // sites with a request
     struct { uint64_t pc = 0; uint16_t site = 0; } cached_[256];
 
     uint16_t site(uint64_t pc);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can go wrong: a source that cannot be run, a call that cannot be made, a fault of a kernel."""
+"""What can go wrong: a source that does not run, a call that cannot be made, a kernel's fault."""
 
 
 class EmulatorError(RuntimeError):

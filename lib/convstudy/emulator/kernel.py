@@ -11,6 +11,7 @@ import numpy as np
 
 from convstudy.emulator import build, errors
 from convstudy.emulator.errors import EmulatorError
+from convstudy.emulator.loops import Loops, find_loops
 
 MAX_THREADS = 1024
 MAX_SHARED_BYTES = 227 * 1024
@@ -22,6 +23,14 @@ class _Range(ctypes.Structure):
     _fields_ = (("begin", ctypes.c_uint64), ("end", ctypes.c_uint64))
 
 
+class _TracedBlock(ctypes.Structure):
+    _fields_ = (
+        ("offset", ctypes.c_uint64),
+        ("loop", ctypes.c_int32),
+        ("begins", ctypes.c_uint32),
+    )
+
+
 class _Launch(ctypes.Structure):
     _fields_ = (
         ("call", ctypes.c_void_p),
@@ -29,7 +38,11 @@ class _Launch(ctypes.Structure):
         ("arguments", ctypes.c_void_p),
         ("argument_block", _Range),
         ("arrays", ctypes.POINTER(_Range)),
+        ("traced_blocks", ctypes.POINTER(_TracedBlock)),
+        ("loop_parents", ctypes.POINTER(ctypes.c_int32)),
         ("array_count", ctypes.c_uint32),
+        ("block_count", ctypes.c_uint32),
+        ("loop_count", ctypes.c_uint32),
         ("checked", ctypes.c_uint32),
         ("workers", ctypes.c_uint32),
         ("grid", ctypes.c_uint32 * 3),
@@ -165,6 +178,11 @@ class EmulatedKernel:
         # Blocks that meet in an atomic would add in another order at each run.
         parallel = not checked and "atomic" not in source
         self._workers = len(os.sched_getaffinity(0)) if parallel else 1
+        loops = find_loops(build.disassemble(self._path)) if checked else Loops([], [])
+        self._loops = (
+            (_TracedBlock * max(len(loops.blocks), 1))(*loops.blocks),
+            (ctypes.c_int32 * max(len(loops.parents), 1))(*loops.parents),
+        )
         parameters = ctypes.POINTER(_Parameter)()
         count = self._library.emu_parameters(ctypes.byref(parameters))
         self._parameters = parameters[:count]
@@ -221,7 +239,9 @@ class EmulatedKernel:
             begin,
             _Range(begin, begin + ctypes.sizeof(pack)),
             ranges,
+            *self._loops,
             len(arrays),
+            *map(len, self._loops),
             self.checked,
             min(self._workers, blocks),
             grid,

@@ -9,13 +9,22 @@ struct Range {
     uint64_t begin, end;
 };
 
+// A place in the kernel's code that tells when a thread comes by (loops.py).
+struct TracedBlock {
+    uint64_t offset;  // in the module
+    int32_t loop;     // the innermost around it, -1 for none
+    uint32_t begins;  // 1 where an iteration of that loop begins
+};
+
 struct Launch {
     void (*call)(void* const* arguments);
     void* (*dynamic_shared)();
     void* const* arguments;
     Range argument_block;  // where `arguments` and the values lie: the kernel may read it
     const Range* arrays;   // the arrays that were passed, one each, in order
-    uint32_t array_count;
+    const TracedBlock* traced_blocks;
+    const int32_t* loop_parents;
+    uint32_t array_count, block_count, loop_count;
     uint32_t checked;
     uint32_t workers;
     uint32_t grid[3], block[3];
