@@ -86,6 +86,7 @@ class UNet:
 
     Examples
     --------
+    >>> from convstudy.nn.blas import BlasOps
     >>> network = UNet.initialised(seed=0)
     >>> network.forward(np.zeros((1, 3, 128, 191), np.float32), BlasOps()).shape
     (1, 2, 128, 191)
@@ -138,8 +139,8 @@ class UNet:
             # ReLU leaves them, into a variance of about 1/6.
             for kind, low, high in (
                 ("weight", 0.7, 1.3),
-                ("bias", -0.3, 0.3),
-                ("running_mean", -0.2, 0.2),
+                ("bias", -0.5, 0.5),
+                ("running_mean", -0.3, 0.3),
                 ("running_var", 0.1, 0.25),
             ):
                 state[f"{layer}.{kind}"] = rng.uniform(low, high, shape).astype(np.float32)
@@ -158,7 +159,7 @@ class UNet:
             Where names are missing or unknown, or arrays are of another shape or type, hold NaN
             or infinity, or a variance is negative. All faults are named; nothing is taken.
         """
-        arrays = {name: np.array(value, order="C") for name, value in state.items()}
+        arrays = {name: np.asarray(value).copy() for name, value in state.items()}
         faults = [f"{name} is missing" for name in self.shapes if name not in arrays]
         for name, array in arrays.items():
             if name not in self.shapes:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""The two convolutions on the CPU, beyond what every algorithm is tested for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from problems import PROBLEMS, random_arrays
+
+from convstudy import paths, tolerance
+from convstudy.conv import cpu, reference
+
+
+def convolve(function, problem, x, w, bias):
+    out = np.full(problem.y_shape, np.nan, np.float32)
+    function(problem, x, w, bias, out)
+    return out
+
+
+def truth(problem, x, w, bias):
+    bias = None if bias is None else bias.astype(float)
+    return reference.conv2d(x.astype(float), w.astype(float), bias, problem.stride, problem.padding)
+
+
+@pytest.mark.parametrize("function", [cpu.plain, cpu.blas])
+@pytest.mark.parametrize("title", PROBLEMS)
+def test_without_bias(title, function, rng):
+    problem = PROBLEMS[title]
+    x, w, _ = random_arrays(problem, rng)
+    output = convolve(function, problem, x, w, None)
+    tolerance.assert_close(output, truth(problem, x, w, None), problem.terms)
+
+
+# From one unfolded pixel at a time, through parts of rows, to several rows.
+@pytest.mark.parametrize("block", [1, 100, 300, 2000])
+@pytest.mark.parametrize("title", PROBLEMS)
+def test_blas_does_not_depend_on_how_it_is_cut(title, block, rng, monkeypatch):
+    problem = PROBLEMS[title]
+    arrays = random_arrays(problem, rng)
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    output = convolve(cpu.blas, problem, *arrays)
+    tolerance.assert_close(output, truth(problem, *arrays), problem.terms + 1)
+
+
+@pytest.mark.parametrize("function", [cpu.plain, cpu.blas])
+def test_arguments_are_not_changed(function, rng):
+    problem = PROBLEMS["unet, odd width"]
+    arrays = random_arrays(problem, rng)
+    before = [array.copy() for array in arrays]
+    convolve(function, problem, *arrays)
+    for array, copy in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_plain_adds_in_the_order_of_its_loops():
+    # 2^24 + 1 rounds back to 2^24: what comes before it is lost, what comes after it is not.
+    problem = PROBLEMS["1x1"].with_batch(1)
+    x = np.ones(problem.x_shape, np.float32)
+    w = np.zeros(problem.w_shape, np.float32)
+    w[:, :4, 0, 0] = 1, 2.0**24, 1, -(2.0**24)
+    output = convolve(cpu.plain, problem, x, w, None)
+    np.testing.assert_array_equal(output, np.zeros_like(output))
+
+
+def test_threads_are_limited_and_given_back():
+    before = cpu.threads()
+    with cpu.limit_threads(1):
+        assert cpu.threads() == 1
+    assert cpu.threads() == before
+    with cpu.limit_threads(None):
+        assert cpu.threads() == before
+
+
+def test_numba_waits_until_it_is_needed():
+    script = "import sys, convstudy.conv.api, convstudy.nn.plain; print('numba' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "False"
+
+
+def test_machine_code_is_kept(rng):
+    import numba
+
+    problem = PROBLEMS["1x1"]
+    convolve(cpu.plain, problem, *random_arrays(problem, rng))
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR", paths.BUILD / "numba"))
+    assert Path(numba.config.CACHE_DIR) == folder
+    assert list(folder.rglob("cpu._loops-*.nbi"))

@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: MIT
+"""U-Net: its structure, its parameters, its forward pass, and what it refuses."""
+
+import gc
+import math
+
+import numpy as np
+import pytest
+
+from convstudy import tolerance
+from convstudy.models.unet import UNet
+from convstudy.nn.blas import BlasOps
+from convstudy.nn.plain import PlainOps
+from convstudy.nn.reference import ReferenceOps
+
+VARIANTS = {"transposed": False, "bilinear": True}
+LAYERS = [f"enc{i}{ab}" for i in range(5) for ab in "ab"]
+LAYERS += [f"dec{i}{ab}" for i in (3, 2, 1, 0) for ab in "ab"]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def network(request):
+    network = UNet.initialised(seed=1, bilinear=VARIANTS[request.param])
+    network.randomise_statistics(seed=2)
+    return network
+
+
+@pytest.fixture
+def fresh():
+    """A network that a test may spoil."""
+    return UNet.initialised(seed=3, n_channels=1, n_classes=1, bilinear=True)
+
+
+def images(rng, n=1, c=3, h=17, w=19):
+    return rng.random((n, c, h, w), dtype=np.float32)
+
+
+# ---- structure
+
+
+def test_parameter_count(network):
+    assert network.parameter_count == (17_263_042 if network.bilinear else 31_037_698)
+
+
+def test_names_and_shapes(network):
+    shapes = network.shapes
+    assert len(shapes) == (110 if network.bilinear else 118)
+    assert list(shapes)[:7] == [
+        "inc.double_conv.0.weight",
+        "inc.double_conv.1.weight",
+        "inc.double_conv.1.bias",
+        "inc.double_conv.1.running_mean",
+        "inc.double_conv.1.running_var",
+        "inc.double_conv.1.num_batches_tracked",
+        "inc.double_conv.3.weight",
+    ]
+    deepest = 512 if network.bilinear else 1024
+    assert shapes["down4.maxpool_conv.1.double_conv.3.weight"] == (deepest, deepest, 3, 3)
+    assert shapes["up1.conv.double_conv.0.weight"] == (512, 1024, 3, 3)
+    assert ("up1.up.weight" in shapes) is not network.bilinear
+    assert shapes["up4.conv.double_conv.3.weight"] == (64, 64, 3, 3)
+    assert shapes["outc.conv.weight"] == (2, 64, 1, 1)
+
+
+def test_layers_at_the_paper_s_size():
+    layers = dict(UNet().layers(128, 191))
+    assert list(layers) == LAYERS
+    assert sum(problem.macs for problem in layers.values()) == 16_826_277_888
+    assert layers["enc0a"].x_shape == (1, 3, 128, 191)
+    assert layers["enc4b"].x_shape == (1, 1024, 8, 11)
+    assert layers["dec0a"].w_shape == (64, 128, 3, 3)
+
+
+class Recorder(BlasOps):
+    """Notes the convolutions that it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.problems = []
+
+    def conv2d(self, x, w, padding):
+        y = super().conv2d(x, w, padding)
+        self.problems.append((x.shape, w.shape, y.shape, padding))
+        return y
+
+
+def test_layers_are_those_that_run(network, rng):
+    recorder = Recorder()
+    network.forward(images(rng, n=2, h=23, w=31), recorder)
+    expected = [
+        (problem.x_shape, problem.w_shape, problem.y_shape, problem.padding)
+        for _, problem in network.layers(23, 31, n=2)
+    ]
+    assert recorder.problems == expected
+
+
+def test_terms_are_one_for_each_layer_that_sums(network):
+    convolutions = [problem.terms for _, problem in network.layers(16, 16)]
+    enlarging = [4] * 4 if network.bilinear else [1024, 512, 256, 128]
+    assert network.terms() == [*convolutions, *enlarging, 64]
+
+
+# ---- forward
+
+
+@pytest.mark.parametrize(
+    ("n", "h", "w"), [(1, 16, 16), (1, 17, 19), (1, 23, 31), (3, 17, 19), (1, 33, 16)]
+)
+def test_executions_agree_with_float64(network, n, h, w, rng):
+    x = images(rng, n, h=h, w=w)
+    truth = network.forward(x, ReferenceOps())
+    assert truth.shape == (n, 2, h, w)
+    for ops in (PlainOps(), BlasOps(), ReferenceOps(np.float32)):
+        output = network.forward(x, ops)
+        assert output.dtype == np.float32
+        tolerance.assert_close(output, truth, *network.terms())
+
+
+def test_an_image_s_result_does_not_depend_on_its_batch(network, rng):
+    x = images(rng, n=3)
+    together = network.forward(x, BlasOps())
+    for i in range(3):
+        alone = network.forward(x[i : i + 1], BlasOps())
+        tolerance.assert_close(together[i : i + 1], alone, *network.terms())
+
+
+def test_forward_changes_neither_image_nor_parameters(network, rng):
+    x = images(rng)
+    before = x.copy()
+    first = network.forward(x, BlasOps())
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(network.forward(x, BlasOps()), first)
+
+
+def test_every_parameter_reaches_the_result(network, rng):
+    x, ops = images(rng, h=16, w=16), BlasOps()
+    truth = network.forward(x, ops)
+    limit = tolerance.tolerance(np.float32, *network.terms())
+    for name, array in network.place(ops).items():
+        kept = array.copy()
+        array *= 2
+        error = tolerance.relative_error(network.apply(x, ops), truth)
+        array[...] = kept
+        assert error > limit, name
+
+
+def test_an_image_of_other_channels_and_classes(rng):
+    network = UNet.initialised(seed=0, n_channels=1, n_classes=5, bilinear=True)
+    x = images(rng, c=1)
+    truth = network.forward(x, ReferenceOps())
+    assert truth.shape == (1, 5, 17, 19)
+    tolerance.assert_close(network.forward(x, BlasOps()), truth, *network.terms())
+
+
+class Far(BlasOps):
+    """Counts what is brought to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.brought = []
+
+    def to_device(self, array):
+        self.brought.append(array.shape)
+        return array
+
+
+def test_parameters_are_brought_once_and_again_when_they_change(fresh, rng):
+    ops, x = Far(), images(rng, c=1)
+    first = fresh.forward(x, ops)
+    count = len(ops.brought)
+    fresh.forward(x, ops)
+    assert ops.brought[count:] == [x.shape]
+    fresh.randomise_statistics(0)
+    second = fresh.forward(x, ops)
+    assert len(ops.brought) == 2 * count + 1
+    assert tolerance.relative_error(second, first) > 0.01
+
+
+def test_parameters_go_with_the_ops_that_they_were_brought_to(fresh, rng):
+    ops = Far()
+    fresh.forward(images(rng, c=1), ops)
+    assert len(fresh._placed) == 1
+    del ops
+    gc.collect()
+    assert len(fresh._placed) == 0
+
+
+# ---- parameters
+
+
+def test_a_seed_gives_the_same_network():
+    first, again, other = (UNet.initialised(seed, bilinear=True).state_dict() for seed in (4, 4, 5))
+    name = "up1.conv.double_conv.0.weight"
+    np.testing.assert_array_equal(first[name], again[name])
+    assert not np.array_equal(first[name], other[name])
+
+
+def test_a_state_goes_over_to_another_network(network, rng):
+    twin = UNet(bilinear=network.bilinear)
+    twin.load_state_dict(network.state_dict())
+    x, ops = images(rng), BlasOps()
+    np.testing.assert_array_equal(twin.forward(x, ops), network.forward(x, ops))
+
+
+def test_states_are_copies(fresh, rng):
+    x, ops = images(rng, c=1), BlasOps()
+    before = fresh.forward(x, ops)
+    taken = fresh.state_dict()
+    taken["outc.conv.bias"] += 1
+    np.testing.assert_array_equal(fresh.forward(x, ops), before)
+    fresh.load_state_dict(taken)
+    after = fresh.forward(x, ops)
+    assert not np.array_equal(after, before)
+    taken["outc.conv.bias"] += 1
+    np.testing.assert_array_equal(fresh.forward(x, ops), after)
+
+
+def test_statistics_keep_the_signal_alive(network, rng):
+    """Each channel of the last block must vary, or errors before it would not show."""
+    last = {}
+
+    class Watch(BlasOps):
+        def head(self, x, w, bias):
+            last["x"] = x
+            return super().head(x, w, bias)
+
+    network.forward(images(rng, h=32, w=32), Watch())
+    assert 0.1 < np.median(last["x"].std(axis=(0, 2, 3))) < 10
+
+
+def test_no_parameters():
+    with pytest.raises(RuntimeError, match="no parameters; call load_state_dict"):
+        UNet().forward(np.zeros((1, 3, 16, 16), np.float32), BlasOps())
+    with pytest.raises(RuntimeError, match="no parameters"):
+        UNet().state_dict()
+
+
+def test_a_wrong_state_is_refused_with_every_fault_named(fresh, rng):
+    x, ops = images(rng, c=1), BlasOps()
+    before = fresh.forward(x, ops)
+    state = fresh.state_dict()
+    del state["inc.double_conv.0.weight"]
+    state["module.extra"] = np.zeros(3)
+    state["outc.conv.weight"] = state["outc.conv.weight"][:, :32]
+    state["outc.conv.bias"] = state["outc.conv.bias"].astype(np.float64)
+    state["inc.double_conv.1.bias"][5] = np.nan
+    state["inc.double_conv.4.running_var"][0] = -1
+    state["up4.conv.double_conv.0.weight"] += 1  # faultless, but must not be taken either
+    with pytest.raises(ValueError, match=r"UNet\.load_state_dict: 6 faults") as caught:
+        fresh.load_state_dict(state)
+    for words in (
+        "inc.double_conv.0.weight is missing",
+        "module.extra is unknown",
+        "outc.conv.weight has shape (1, 32, 1, 1), expected (1, 64, 1, 1)",
+        "outc.conv.bias is float64, expected float32",
+        "inc.double_conv.1.bias holds NaN or infinity",
+        "inc.double_conv.4.running_var is negative",
+        "UNet(1, 1, bilinear=True)",
+    ):
+        assert words in str(caught.value)
+    np.testing.assert_array_equal(fresh.forward(x, ops), before)
+
+
+def test_the_other_variant_s_state_is_refused():
+    state = UNet.initialised(0, n_channels=1, n_classes=1).state_dict()
+    with pytest.raises(ValueError, match=r"up1\.up\.weight is unknown"):
+        UNet(1, 1, bilinear=True).load_state_dict(state)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda x: x.tolist(), TypeError, "NumPy array, got list; use np.asarray"),
+        (lambda x: x.astype(np.float64), TypeError, "float32, got float64; use .astype"),
+        (lambda x: x[0], ValueError, r"rank 4 \(N, C, H, W\), got shape \(1, 16, 20\)"),
+        (lambda x: np.concatenate([x, x], axis=1), ValueError, "has 2 channels .* takes 1; pass"),
+        (lambda x: x[:0], ValueError, "holds no image"),
+        (lambda x: x[:, :, :15], ValueError, "15 x 20 is too small .* H and W must be at least 16"),
+        (lambda x: x[:, :, :, :15], ValueError, "16 x 15 is too small"),
+        (lambda x: x[:, :, :, ::-1], ValueError, "C-contiguous, .* use np.ascontiguousarray"),
+        (lambda x: np.where(x == x.max(), np.nan, x), ValueError, "holds NaN or infinity"),
+        (lambda x: np.where(x == x.max(), np.inf, x), ValueError, "holds NaN or infinity"),
+    ],
+)
+def test_images_that_are_refused(fresh, spoil, error, words, rng):
+    with pytest.raises(error, match=f"UNet: .*{words}"):
+        fresh.forward(spoil(images(rng, c=1, h=16, w=20)), BlasOps())
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "3", None])
+def test_sizes_that_are_refused(value):
+    with pytest.raises(ValueError, match="n_channels must be an integer of at least 1"):
+        UNet(n_channels=value)
+    with pytest.raises(ValueError, match="n_classes must be an integer of at least 1"):
+        UNet(n_classes=value)
+
+
+def test_layers_of_a_small_image_are_refused():
+    with pytest.raises(ValueError, match=r"UNet\.layers: an image of 128 x 8 is too small"):
+        UNet().layers(128, 8)
+
+
+# ---- PyTorch
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip(
+        "torch", reason='PyTorch is not installed: run "make setup EXTRAS=torch"'
+    )
+
+
+def torch_unet(torch, bilinear):
+    """Build the same network of PyTorch's own layers, its modules named as the original's."""
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            for name, part in parts.items():
+                self.add_module(name, part)
+
+    def double_conv(c, mid, k):
+        layers = []
+        for a, b in ((c, mid), (mid, k)):
+            layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+        return Block({"double_conv": nn.Sequential(*layers)})
+
+    def down(c, k):
+        return Block({"maxpool_conv": nn.Sequential(nn.MaxPool2d(2), double_conv(c, k, k))})
+
+    def up(c, k):
+        if bilinear:
+            enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        else:
+            enlarge = nn.ConvTranspose2d(c, c // 2, kernel_size=2, stride=2)
+        return Block({"up": enlarge, "conv": double_conv(c, c // 2 if bilinear else k, k)})
+
+    half = 2 if bilinear else 1
+    network = Block(
+        {
+            "inc": double_conv(3, 64, 64),
+            "down1": down(64, 128),
+            "down2": down(128, 256),
+            "down3": down(256, 512),
+            "down4": down(512, 1024 // half),
+            "up1": up(1024, 512 // half),
+            "up2": up(512, 256 // half),
+            "up3": up(256, 128 // half),
+            "up4": up(128, 64),
+            "outc": Block({"conv": nn.Conv2d(64, 2, 1)}),
+        }
+    )
+
+    def forward(x):
+        skips = [network.inc.double_conv(x)]
+        for name in ("down1", "down2", "down3", "down4"):
+            pool, block = getattr(network, name).maxpool_conv
+            skips.append(block.double_conv(pool(skips[-1])))
+        x = skips.pop()
+        for name in ("up1", "up2", "up3", "up4"):
+            module, skip = getattr(network, name), skips.pop()
+            x = module.up(x)
+            dy, dx = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+            x = nn.functional.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))
+            x = module.conv.double_conv(torch.cat((skip, x), dim=1))
+        return network.outc.conv(x)
+
+    network.forward = forward
+    return network.eval()
+
+
+@pytest.mark.parametrize(("h", "w"), [(16, 16), (17, 19), (47, 38)])
+def test_pytorch_agrees(network, torch, h, w, rng):
+    theirs = torch_unet(torch, network.bilinear)
+    state = network.state_dict()
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    x = images(rng, n=2, h=h, w=w)
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(x)).numpy()
+        truth = theirs.double()(torch.from_numpy(x).double()).numpy()
+    tolerance.assert_close(expected, truth, *network.terms())
+    tolerance.assert_close(network.forward(x, BlasOps()), truth, *network.terms())
+    # Two float64 computations of one network: only the order of summation differs.
+    reference = network.forward(x, ReferenceOps())
+    assert tolerance.relative_error(reference, truth) < 1e-12
+
+
+def test_pytorch_s_state_is_taken(network, torch, rng):
+    theirs = torch_unet(torch, network.bilinear)
+    state = theirs.state_dict()
+    assert list(state) == list(network.shapes)
+    mine = UNet(bilinear=network.bilinear)
+    mine.load_state_dict(state)
+    x = images(rng)
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(x)).numpy()
+    tolerance.assert_close(mine.forward(x, BlasOps()), expected, *network.terms())
+
+
+def test_initial_values_are_distributed_as_pytorch_s(network, torch):
+    theirs = torch_unet(torch, network.bilinear).state_dict()
+    mine = UNet.initialised(seed=9, bilinear=network.bilinear).state_dict()
+    for name, array in mine.items():
+        other = theirs[name].numpy()
+        if array.ndim == 4:
+            # Uniform: the bound and the mean are known to a few parts in the root of the number.
+            near = 6 / math.sqrt(array.size)
+            bound = np.abs(other).max()
+            assert np.abs(array).max() == pytest.approx(bound, rel=max(near**2 * 3, 1e-5)), name
+            assert abs(array.mean()) < near * bound, name
+        elif name.startswith("up") and name.endswith("up.bias"):
+            assert np.abs(array).max() == pytest.approx(np.abs(other).max(), rel=0.2), name
+        elif name != "outc.conv.bias":
+            np.testing.assert_array_equal(array, other, err_msg=name)
