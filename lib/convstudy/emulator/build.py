@@ -59,6 +59,7 @@ _COMMENT_OR_STRING = re.compile(
 _DYNAMIC_SHARED = re.compile(r"\bextern\s+__shared__[^;{}]*?(\w+)\s*\[\s*\]\s*;")
 _ASM = re.compile(r'\b(?:asm|__asm__)\b[^;"]*"((?:[^"\\]|\\.)*)"')
 _INSTRUCTION = re.compile(r"(?:@!?%?\w+\s+)?([a-z][\w.:]*)")
+_SHARED_SYMBOL = re.compile(r":\s+([0-9a-f]+)\s+(\w+)\s+TLS\s.*?(\w+)$")
 _LINE_MARKER = re.compile(r'^# (\d+) "((?:[^"\\]|\\.)*)"')
 
 
@@ -84,15 +85,15 @@ def _processor():
 
 
 def _run(command, *arguments):
+    environment = os.environ | {"LC_ALL": "C"}
     try:
         return subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}
+            [*command, *arguments], capture_output=True, text=True, env=environment, check=False
         )
     except OSError as error:
         raise EmulatorError(
-            f"the emulator compiles kernels with a C++ compiler, and {command[0]!r} cannot be run "
-            f"({error.strerror}); install g++ (Debian, Ubuntu: apt install g++), or name another "
-            "in the variable CXX"
+            f"the emulator compiles kernels, and {command[0]!r} cannot be run ({error.strerror}); "
+            "install g++ (Debian, Ubuntu: apt install g++), or name another in the variable CXX"
         ) from error
 
 
@@ -221,16 +222,19 @@ def disassemble(path):
     return _run(("objdump",), "-d", "--no-show-raw-insn", str(path)).stdout
 
 
+def shared_arrays(path):
+    """Return (offset, bytes, name) of the kernel's shared arrays; bytes is 0 for a dynamic one."""
+    table = _run(("readelf",), "-sWC", str(path)).stdout
+    found = (_SHARED_SYMBOL.search(line) for line in table.splitlines())
+    arrays = {(int(m[1], 16), int(m[2], 0), m[3]) for m in found if m}
+    return sorted(array for array in arrays if array[2] != "emu_dynamic")
+
+
 def find_line(path, offset, filename):
     """Return the line of `filename` at the return address `offset` of a shared object, or None."""
     # A return address points behind its call. The innermost frame may lie in the emulator's header
     # (a float4's copy, __ldg): the kernel's own line is what called it.
-    try:
-        result = subprocess.run(
-            ["addr2line", "-i", "-e", str(path), hex(offset - 1)], capture_output=True, text=True
-        )
-    except OSError:
-        return None
+    result = _run(("addr2line",), "-i", "-e", str(path), hex(offset - 1))
     for frame in result.stdout.splitlines():
         name, _, line = frame.split(" ")[0].rpartition(":")
         if Path(name).name == Path(filename).name and line.isdigit():

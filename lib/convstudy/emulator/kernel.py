@@ -167,6 +167,8 @@ class EmulatedKernel:
     ----------
     entry, filename : str
     checked : bool
+    static_shared_bytes : int
+        What the kernel's `__shared__` arrays of known size hold.
     """
 
     def __init__(self, source, entry, filename, checked):
@@ -175,6 +177,8 @@ class EmulatedKernel:
         self._library = build.open_library(self._path)
         self._launch = build.open_library(build.runtime()).emu_launch
         self._launch.restype = None
+        self._shared = build.shared_arrays(self._path)
+        self.static_shared_bytes = sum(size for _, size, _ in self._shared)
         # Blocks that meet in an atomic would add in another order at each run.
         parallel = not checked and "atomic" not in source
         self._workers = len(os.sched_getaffinity(0)) if parallel else 1
@@ -222,10 +226,12 @@ class EmulatedKernel:
                 f"{self.entry}: block {block} has {math.prod(block)} threads; "
                 f"the most is {MAX_THREADS}"
             )
-        if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
+        room = MAX_SHARED_BYTES - self.static_shared_bytes
+        if not 0 <= shared_bytes <= room:
             raise EmulatorError(
-                f"{self.entry}: {shared_bytes} bytes of dynamic shared memory; "
-                f"a block can have 0 to {MAX_SHARED_BYTES} (227 KiB)"
+                f"{self.entry}: {shared_bytes} bytes of dynamic shared memory; with "
+                f"{self.static_shared_bytes} static ones a block can have 0 to {room} (227 KiB in "
+                "all)"
             )
         arrays, pack = self._pack(args)
         ranges = (_Range * max(len(arrays), 1))(
@@ -395,11 +401,10 @@ class EmulatedKernel:
             return f"{start} at a barrier, and {_who(other)} has returned without reaching it"
         return f"{start} at a barrier, and {_who(other)} at another, {self._where(other)}"
 
-    @staticmethod
-    def _place(fault, arrays):
+    def _place(self, fault, arrays):
         address, end = fault.address, fault.address + fault.size
         if fault.shared.begin <= address < fault.shared.end:
-            return f"byte {address - fault.shared.begin} of shared memory"
+            return self._shared_place(address - fault.shared.begin)
         if address < 4096:
             return "through a null pointer"
         distance, i, array = (
@@ -417,6 +422,14 @@ class EmulatedKernel:
             return f"byte {offset} of argument {i} (element {offset // array.itemsize})"
         side = "before the start" if offset < 0 else "past the end"
         return f"{distance} bytes {side} of argument {i} ({array.nbytes} bytes)"
+
+    def _shared_place(self, offset):
+        start, size, name = max(a for a in self._shared if a[0] <= offset)
+        if not size:
+            return f"byte {offset - start} of dynamic shared memory ({name})"
+        if offset < start + size:
+            return f"byte {offset - start} of shared array {name} ({size} bytes)"
+        return f"{offset - start - size} bytes past the end of shared array {name} ({size} bytes)"
 
 
 def _who(site):

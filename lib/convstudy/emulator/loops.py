@@ -10,6 +10,7 @@ References
 Aho, Lam, Sethi, Ullman, Compilers: Principles, Techniques, and Tools, 2nd ed., section 9.6.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field
 
@@ -70,7 +71,8 @@ def _functions(disassembly):
 def _graph(name, instructions):
     """Return the basic blocks of one function, the entry first, by where they start."""
     jumps, leaders = {}, {instructions[0][0]}
-    following = dict(zip((i[0] for i in instructions), (i[0] for i in instructions[1:])))
+    addresses = [address for address, _, _ in instructions]
+    following = dict(itertools.pairwise(addresses))
     for address, mnemonic, operands in instructions:
         always, maybe = _ALWAYS.match(mnemonic), _MAYBE.match(mnemonic)
         if not (always or maybe or _END.match(mnemonic)):
@@ -92,16 +94,15 @@ def _graph(name, instructions):
         if TRACE in operands and after is not None:
             block.traces.append(after)
         if address in jumps:
-            block.successors = [way for way in jumps[address] if way in following or way in leaders]
+            block.successors = jumps[address]
         elif after in leaders:
             block.successors = [after]
     return blocks
 
 
 def _dominators(order, predecessors):
-    """Return for each block the set of blocks on every way to it. `order` is a reverse post-order."""
-    everything = set(order)
-    dominators = {start: everything for start in order}
+    """Return for each block the blocks on every way to it; `order` is a reverse post-order."""
+    dominators = {start: set(order) for start in order}
     dominators[order[0]] = {order[0]}
     changed = True
     while changed:
@@ -140,8 +141,7 @@ def _add_function(found, blocks):
             predecessors[way].append(start)
     dominators = _dominators(order, predecessors)
 
-    bodies = {}  # a loop's header -> its blocks
-    latches = {}
+    bodies, latches = {}, {}  # by the loop's header: its blocks, and those that lead back to it
     for start in order:
         for header in blocks[start].successors:
             if header in dominators[start]:
@@ -162,16 +162,14 @@ def _add_function(found, blocks):
 
     for i, header in enumerate(headers):
         found.parents.append(innermost(header, headers[:i]))
-    begins = {}
+    begins = set()
     for header in headers:
         # An iteration is seen at the first traced block that each of them passes: the header, or
         # where the compiler left it without a trace, the next.
         always = set.intersection(*(dominators[latch] for latch in latches[header]))
         passed = [s for s in order if s in bodies[header] & always and blocks[s].traces]
         own = [s for s in passed if innermost(s, headers) == number[header]]
-        if own:
-            begins[own[0]] = True
+        begins.update(own[:1])
     for start in order:
         for i, trace in enumerate(blocks[start].traces):
-            loop = innermost(start, headers)
-            found.blocks.append((trace, loop, start in begins and i == 0))
+            found.blocks.append((trace, innermost(start, headers), start in begins and i == 0))
