@@ -225,8 +225,38 @@ class UNet:
         TypeError, ValueError
             Where `x` is anything else.
         """
-        self._check(x)
+        self.check(x)
         return ops.to_host(self.apply(ops.to_device(x), ops))
+
+    def check(self, x):
+        """Raise TypeError or ValueError unless `forward` takes `x`; return the result's shape."""
+        if not isinstance(x, np.ndarray):
+            raise TypeError(
+                f"UNet: x must be a NumPy array, got {type(x).__name__}; use np.asarray"
+            )
+        if x.dtype != np.float32:
+            raise TypeError(f"UNet: x must be float32, got {x.dtype}; use .astype(np.float32)")
+        if x.ndim != 4:
+            raise ValueError(
+                f"UNet: x must be of rank 4 (N, C, H, W), got shape {x.shape}; reshape it"
+            )
+        n, c, h, w = x.shape
+        if c != self.n_channels:
+            raise ValueError(
+                f"UNet: x has {c} channels and the network takes {self.n_channels}; "
+                f"pass x of shape (N, {self.n_channels}, H, W)"
+            )
+        if n < 1:
+            raise ValueError(f"UNet: x holds no image, its shape is {x.shape}; pass at least one")
+        _check_size("UNet", h, w)
+        if not x.flags.c_contiguous:
+            raise ValueError(
+                f"UNet: x must be C-contiguous, its strides are {x.strides}; "
+                f"use np.ascontiguousarray"
+            )
+        if not np.isfinite(x).all():
+            raise ValueError("UNet: x holds NaN or infinity; the result would be meaningless")
+        return n, self.n_classes, h, w
 
     def apply(self, x, ops):
         """Do what `forward` does with an `x` that is trusted and lies where `ops` computes.
@@ -273,34 +303,6 @@ class UNet:
     def _replace(self, state):
         self._state = state
         self._placed.clear()
-
-    def _check(self, x):
-        if not isinstance(x, np.ndarray):
-            raise TypeError(
-                f"UNet: x must be a NumPy array, got {type(x).__name__}; use np.asarray"
-            )
-        if x.dtype != np.float32:
-            raise TypeError(f"UNet: x must be float32, got {x.dtype}; use .astype(np.float32)")
-        if x.ndim != 4:
-            raise ValueError(
-                f"UNet: x must be of rank 4 (N, C, H, W), got shape {x.shape}; reshape it"
-            )
-        n, c, h, w = x.shape
-        if c != self.n_channels:
-            raise ValueError(
-                f"UNet: x has {c} channels and the network takes {self.n_channels}; "
-                f"pass x of shape (N, {self.n_channels}, H, W)"
-            )
-        if n < 1:
-            raise ValueError(f"UNet: x holds no image, its shape is {x.shape}; pass at least one")
-        _check_size("UNet", h, w)
-        if not x.flags.c_contiguous:
-            raise ValueError(
-                f"UNet: x must be C-contiguous, its strides are {x.strides}; "
-                f"use np.ascontiguousarray"
-            )
-        if not np.isfinite(x).all():
-            raise ValueError("UNet: x holds NaN or infinity; the result would be meaningless")
 
 
 def _structure(n_channels, bilinear):
