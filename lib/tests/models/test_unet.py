@@ -103,6 +103,49 @@ def test_terms_are_one_for_each_layer_that_sums(network):
 # ---- forward
 
 
+def written_out(state, x, bilinear):
+    """Return the network's result with every step spelt out, in float64."""
+    state = {name: array.astype(float) for name, array in state.items()}
+    twin = ReferenceOps()
+
+    def double_conv(x, prefix):
+        for convolution, norm in ((0, 1), (3, 4)):
+            x = twin.conv2d(x, state[f"{prefix}.double_conv.{convolution}.weight"], (1, 1))
+            weight, bias, mean, var = (
+                state[f"{prefix}.double_conv.{norm}.{kind}"]
+                for kind in ("weight", "bias", "running_mean", "running_var")
+            )
+            x = np.maximum(twin.batch_norm(x, weight, bias, mean, var, 1e-5), 0)
+        return x
+
+    def down(x, name):
+        return double_conv(twin.max_pool2d(x), f"{name}.maxpool_conv.1")
+
+    def up(x, skip, name):
+        if bilinear:
+            x = twin.upsample_bilinear(x)
+        else:
+            x = twin.conv_transpose2d(x, state[f"{name}.up.weight"], state[f"{name}.up.bias"])
+        return double_conv(twin.pad_concat(skip, x), f"{name}.conv")
+
+    x1 = double_conv(x.astype(float), "inc")
+    x2 = down(x1, "down1")
+    x3 = down(x2, "down2")
+    x4 = down(x3, "down3")
+    x5 = down(x4, "down4")
+    y = up(x5, x4, "up1")
+    y = up(y, x3, "up2")
+    y = up(y, x2, "up3")
+    y = up(y, x1, "up4")
+    return twin.head(y, state["outc.conv.weight"], state["outc.conv.bias"])
+
+
+def test_the_network_written_out_gives_the_same(network, rng):
+    x = images(rng, n=2, h=21, w=35)
+    expected = written_out(network.state_dict(), x, network.bilinear)
+    assert tolerance.relative_error(network.forward(x, ReferenceOps()), expected) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("n", "h", "w"), [(1, 16, 16), (1, 17, 19), (1, 23, 31), (3, 17, 19), (1, 33, 16)]
 )
@@ -193,6 +236,32 @@ def test_a_seed_gives_the_same_network():
     name = "up1.conv.double_conv.0.weight"
     np.testing.assert_array_equal(first[name], again[name])
     assert not np.array_equal(first[name], other[name])
+
+
+def test_initial_values():
+    state = UNet.initialised(seed=6).state_dict()
+    for name, fan_in in (
+        ("inc.double_conv.0.weight", 3 * 9),
+        ("down4.maxpool_conv.1.double_conv.3.weight", 1024 * 9),
+        ("up1.up.weight", 512 * 4),
+        ("up1.up.bias", 512 * 4),
+        ("outc.conv.weight", 64),
+        ("outc.conv.bias", 64),
+    ):
+        scaled = state[name].ravel() * math.sqrt(fan_in)
+        assert np.abs(scaled).max() <= 1 + 1e-6, name
+        # The mean and the mean square of a uniform distribution over (-1, 1), within 5 sigma.
+        near = 5 / math.sqrt(scaled.size)
+        assert abs(scaled.mean()) < near / math.sqrt(3), name
+        assert abs(np.mean(scaled**2) - 1 / 3) < near * math.sqrt(4 / 45), name
+    for kind, value in (
+        ("weight", 1),
+        ("bias", 0),
+        ("running_mean", 0),
+        ("running_var", 1),
+        ("num_batches_tracked", 0),
+    ):
+        assert (state[f"up3.conv.double_conv.4.{kind}"] == value).all()
 
 
 def test_a_state_goes_over_to_another_network(network, rng):
