@@ -88,7 +88,7 @@ lock:  ## resolve requirements.lock again, with uv
 lint: $(READY)
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
-	@$(BIN)/lint-imports --config pyproject.toml
+	@$(BIN)/lint-imports --no-logo --config pyproject.toml
 
 format: $(READY)  ## put the code into the project's style
 	@$(BIN)/ruff check --fix

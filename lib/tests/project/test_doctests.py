@@ -9,7 +9,7 @@ import pytest
 from convstudy import paths
 
 MODULES = sorted(
-    ".".join(path.relative_to(paths.PACKAGE.parent).with_suffix("").parts)
+    ".".join(path.relative_to(paths.PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in paths.PACKAGE.rglob("*.py")
     if ">>> " in path.read_text()
 )
