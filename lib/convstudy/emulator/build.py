@@ -49,6 +49,7 @@ _CHECKED = (
     "-fno-thread-jumps",
     "-fno-crossjumping",
     "-fno-tree-tail-merge",
+    "-fno-reorder-blocks-and-partition",
     "-fno-jump-tables",
     "-fno-optimize-sibling-calls",
 )
@@ -57,8 +58,8 @@ _COMMENT_OR_STRING = re.compile(
     r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
 )
 _DYNAMIC_SHARED = re.compile(r"\bextern\s+__shared__[^;{}]*?(\w+)\s*\[\s*\]\s*;")
-_ASM = re.compile(r'\b(?:asm|__asm__)\b[^;"]*"((?:[^"\\]|\\.)*)"')
-_INSTRUCTION = re.compile(r"(?:@!?%?\w+\s+)?([a-z][\w.:]*)")
+_ASM = re.compile(r'\b(?:asm|__asm__)\b[^;"]*((?:"(?:[^"\\]|\\.)*"\s*)+)')
+_NO_INSTRUCTION = re.compile(r'["{}]|\\[nt]|@!?%?\w+')
 _SHARED_SYMBOL = re.compile(r":\s+([0-9a-f]+)\s+(\w+)\s+TLS\s.*?(\w+)$")
 _LINE_MARKER = re.compile(r'^# (\d+) "((?:[^"\\]|\\.)*)"')
 
@@ -203,8 +204,8 @@ def _refuse_assembly(command, options, unit, filename):
     kept = "\n".join(own)
     if found := _ASM.search(kept):
         number = numbers[kept.count("\n", 0, found.start())]
-        instruction = _INSTRUCTION.search(found[1].replace("\\n", " ").replace("{", " "))
-        name = instruction[1] if instruction else found[1]
+        words = _NO_INSTRUCTION.sub(" ", found[1]).split()
+        name = words[0].rstrip(";") if words else "asm"
         raise EmulatorError(
             f"{filename}:{number}: the instruction {name} (inline PTX) is not emulated; "
             "keep it behind #ifndef CONVSTUDY_EMULATOR, with a plain CUDA C++ form beside it"

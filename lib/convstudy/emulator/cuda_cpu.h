@@ -29,7 +29,8 @@
 #define __builtin_assume(condition) ((void)0)
 // Shared memory is the module's thread-local storage: each OS thread runs one block at a time, so
 // each has the block's own copy, and the whole of it lies in one range that the runtime can find.
-#define __shared__ thread_local
+// `used` keeps the compiler from taking an array that is never written for a constant zero.
+#define __shared__ thread_local __attribute__((used))
 
 // ---- vector types --------------------------------------------------------------------------------
 namespace emu {

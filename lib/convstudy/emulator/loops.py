@@ -94,7 +94,7 @@ def _graph(name, instructions):
         if TRACE in operands and after is not None:
             block.traces.append(after)
         if address in jumps:
-            block.successors = jumps[address]
+            block.successors = [way for way in jumps[address] if way in addresses]
         elif after in leaders:
             block.successors = [after]
     return blocks
