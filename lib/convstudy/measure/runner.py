@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""Runs a suite and writes its record: nothing half, and no finished case lost."""
+
+import datetime
+import re
+import time
+
+from tqdm import tqdm
+
+from convstudy import paths
+from convstudy.measure import provenance
+from convstudy.measure.suite import not_measured
+from convstudy.records import SCHEMA, digest, machines, newest, write
+from convstudy.records.journal import Journal
+
+LOCAL = paths.LOCAL_MEASUREMENTS.name
+SEED = 2023
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def run(suite, machine=LOCAL, options=None, say=print):
+    """Measure `suite` on this machine and return the path of its record.
+
+    Parameters
+    ----------
+    suite : Suite
+    machine : str
+        Folder of ``data/measurements/``: lower-case letters, digits and hyphens. ``local`` is not
+        committed; any other takes clean sources only.
+    options : dict, optional
+        Other than the suite's defaults; text is read as the default's type.
+    say : callable
+        Takes one line at a time.
+
+    Raises
+    ------
+    ValueError
+        For a slug or an option that will not do.
+    RuntimeError
+        Where the machine lacks what the suite needs, sources are changed and the record is to be
+        kept, or every case failed.
+    """
+    if not _SLUG.fullmatch(machine):
+        raise ValueError(
+            f"measure: {machine!r} cannot name a machine; use lower-case letters, digits and "
+            f"hyphens, such as nvidia-h200"
+        )
+    options = _options(suite, options or {})
+    reason = suite.why_not()
+    if reason:
+        raise RuntimeError(f"suite {suite.name} cannot run here: {reason}")
+    source = provenance.source()
+    if source["dirty"] and machine != LOCAL:
+        raise RuntimeError(
+            f"measure: tracked files are changed, so a record of {machine!r} would name a commit "
+            f"that it was not made of; commit first, or leave MACHINE out for a local record"
+        )
+    header = {
+        "suite": suite.name,
+        "options": options,
+        "source": source["sha256"],
+        "machine": provenance.machine(machine),
+        "software": provenance.software(),
+    }
+    journal = Journal(paths.BUILD / "measurements" / f"{machine}-{suite.name}.jsonl", header)
+    if journal.set_aside:
+        say(f"{suite.name}: an unfinished run of other code or options is kept in build/")
+    if journal.finished:
+        say(f"{suite.name}: {len(journal.finished)} cases are finished already; going on")
+    began = time.perf_counter()
+    try:
+        _run_cases(suite, options, journal)
+    except KeyboardInterrupt:
+        say(f"{suite.name}: stopped; the same command goes on after the last finished case")
+        raise
+    record = _record(header, journal, source, time.perf_counter() - began)
+    path = write(record, paths.MEASUREMENTS / machine)
+    journal.remove()
+    say(f"{suite.name}: {path.relative_to(paths.MEASUREMENTS)}")
+    return path
+
+
+def _run_cases(suite, options, journal):
+    cases = list(suite.cases(options))
+    with tqdm(cases, desc=suite.name, unit="case", disable=None, leave=False) as progress:
+        for case in progress:
+            if case.name not in journal.finished:
+                progress.set_postfix_str(case.name)
+                journal.add(case.name, _results(case))
+
+
+def _results(case):
+    if case.skip:
+        return [not_measured(case, "skipped", case.skip)]
+    try:
+        return case.run()
+    except Exception as error:
+        # One case that fails must not take the others with it.
+        text = (str(error).splitlines() or [""])[0].replace(str(paths.ROOT), ".")
+        return [not_measured(case, "failed", f"{type(error).__name__}: {text}")]
+
+
+def _record(header, journal, source, seconds):
+    results = [result for results in journal.finished.values() for result in results]
+    if not any(result["status"] == "ok" for result in results):
+        reasons = sorted({result["reason"] for result in results})
+        raise RuntimeError(f"suite {header['suite']}: nothing was measured: {'; '.join(reasons)}")
+    now = datetime.datetime.now(datetime.UTC)
+    record = {
+        "schema": SCHEMA,
+        "id": f"{now:%Y%m%dT%H%M%SZ}-{source['commit'][:7]}-{header['suite']}",
+        "suite": header["suite"],
+        "created_utc": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        "duration_s": round(seconds, 3),
+        "machine": header["machine"],
+        "software": header["software"],
+        "source": source,
+        "method": {"seed": SEED, "options": header["options"]},
+        "results": results,
+    }
+    return record | {"digest": digest(record)}
+
+
+def missing(suites, machine=LOCAL):
+    """Return those of `suites` that this machine can run and has no record of with this source."""
+    fresh = provenance.tree_sha256()
+
+    def has(suite):
+        record = newest(machine, suite.name) if machine in machines() else None
+        return record is not None and record["source"]["sha256"] == fresh
+
+    return [suite for suite in suites if suite.why_not() is None and not has(suite)]
+
+
+def _options(suite, given):
+    unknown = sorted(set(given) - set(suite.options))
+    if unknown:
+        known = ", ".join(suite.options) or "none"
+        raise ValueError(f"suite {suite.name} has no option {unknown[0]!r}; its options: {known}")
+    options = dict(suite.options)
+    for name, value in given.items():
+        kind = type(options[name])
+        try:
+            options[name] = kind(value)
+        except ValueError:
+            raise ValueError(
+                f"suite {suite.name}: {name}={value!r} must be of type {kind.__name__}, "
+                f"such as {suite.options[name]!r}"
+            ) from None
+    return options

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""What a suite is: a title, what it needs, and cases that each give results of a record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from convstudy import compile, tolerance
+from convstudy.device import devices
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure, finished or lost as a whole.
+
+    Attributes
+    ----------
+    name : str
+        Unique in its suite; a result's own name begins with it.
+    run : callable
+        Returns a list of results, made by `result`.
+    skip : str or None
+        Why this machine cannot measure it, in a sentence that says how one that can does.
+    labels : dict
+        What a skipped or failed case is called by; results carry their own.
+    """
+
+    name: str
+    run: Callable
+    labels: dict = field(default_factory=dict)
+    skip: str | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of cases that one record holds.
+
+    Attributes
+    ----------
+    name, title : str
+    cases : callable
+        ``cases(options) -> iterable of Case``.
+    gpus : int
+        How many it needs to be worth running at all.
+    options : dict
+        The options it takes, with their defaults.
+    quick : dict
+        What the options are where a figure is wanted soon.
+    """
+
+    name: str
+    title: str
+    cases: Callable
+    gpus: int = 0
+    options: dict = field(default_factory=dict)
+    quick: dict = field(default_factory=dict)
+
+    def why_not(self):
+        """Return why this machine cannot run the suite, or None."""
+        if len(devices()) >= self.gpus:
+            return None
+        return f"it needs {self.gpus} GPU(s) and this machine has {len(devices())}"
+
+
+def result(
+    case,
+    labels,
+    samples_s=(),
+    *,
+    clock=None,
+    problem=None,
+    launch=None,
+    cache=None,
+    transfers=None,
+    warmup=0,
+    values=None,
+    check=None,
+    device=None,
+):
+    """Return one row of a record.
+
+    Parameters
+    ----------
+    case : str
+        Unique in the record.
+    labels : dict
+        By what tables and figures find it.
+    samples_s : sequence of float
+        Raw samples, seconds.
+    launch : Launch, optional
+        Of the kernel that was measured; source hash and resources follow from it.
+    check : dict, optional
+        Made by `checked`.
+    device : Device, optional
+        The GPU whose state is kept.
+    """
+    from convstudy.measure.provenance import gpu_state
+
+    kernel = launch.kernel if launch else None
+    return {
+        "case": case,
+        "labels": labels,
+        "problem": _problem(problem) if problem else None,
+        "kernel": kernel,
+        "source_sha256": compile.source_sha256(kernel, launch.defines) if launch else None,
+        "launch": _launch(launch) if launch else None,
+        "resources": _resources(launch, device) if launch and device and device.is_gpu else None,
+        "clock": clock,
+        "cache": cache,
+        "transfers": transfers,
+        "warmup": warmup,
+        "samples_s": [float(sample) for sample in samples_s],
+        "values": values or {},
+        "check": check,
+        "gpu_state": gpu_state(device.index) if device and device.is_gpu else None,
+        "status": "ok",
+        "reason": None,
+    }
+
+
+def not_measured(case, status, reason):
+    """Return the row of a case that was skipped, or that failed."""
+    return result(case.name, dict(case.labels)) | {"status": status, "reason": reason}
+
+
+def checked(actual, reference, *terms):
+    """Compare with a float64 reference, and return the field `check` of a result.
+
+    Raises
+    ------
+    RuntimeError
+        Where it does not agree: what is wrong is not timed.
+    """
+    error = tolerance.relative_error(actual, reference)
+    limit = tolerance.tolerance("float32", *terms)
+    if not error <= limit:
+        raise RuntimeError(
+            f"the result is wrong: its relative error is {error:.3g}, the tolerance {limit:.3g}"
+        )
+    return {
+        "reference": "float64",
+        "max_relative_error": error,
+        "tolerance": limit,
+        "passed": True,
+    }
+
+
+def _problem(problem):
+    names = ("n", "c", "h", "w", "k", "r", "s")
+    return {name: getattr(problem, name) for name in names} | {
+        "stride": list(problem.stride),
+        "padding": list(problem.padding),
+        "dtype": problem.dtype,
+        "layout": problem.layout,
+    }
+
+
+def _launch(launch):
+    return {
+        "grid": [int(size) for size in launch.grid],
+        "block": [int(size) for size in launch.block],
+        "shared_bytes": launch.shared_bytes,
+        "defines": dict(launch.defines),
+    }
+
+
+def _resources(launch, device):
+    cubin = compile.cubin(launch.kernel, device.arch, launch.defines)
+    return {
+        "registers": cubin.registers,
+        "shared_bytes": cubin.shared_bytes + launch.shared_bytes,
+        "spill_bytes": cubin.spill_bytes,
+    }

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+"""Records of measurements: written once, checked whenever they are read, and made into tables."""
+
+from convstudy.records.record import SCHEMA, RecordError, digest, load, validate, write
+from convstudy.records.table import machines, newest, provenance, table
+
+__all__ = [
+    "SCHEMA",
+    "RecordError",
+    "digest",
+    "load",
+    "machines",
+    "newest",
+    "provenance",
+    "table",
+    "validate",
+    "write",
+]

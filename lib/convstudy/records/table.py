@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""All that was measured, as tables: one row a result of each machine's newest record."""
+
+import pandas as pd
+
+from convstudy import paths
+from convstudy.records import statistics
+from convstudy.records.record import load
+
+
+def machines():
+    """Return the slugs of the machines that have records, sorted."""
+    return tuple(sorted({path.parent.name for path in paths.MEASUREMENTS.glob("*/*.json")}))
+
+
+def _folder(machine):
+    folder = paths.MEASUREMENTS / machine
+    if machine not in machines():
+        raise ValueError(
+            f"there is no record of machine {machine!r}; there are records of "
+            f"{', '.join(machines()) or 'none'} (`make measure MACHINE={machine}` adds one)"
+        )
+    return folder
+
+
+def newest(machine, suite):
+    """Return the newest record of `suite` of `machine`, or None.
+
+    Ids begin with the time, so the last by name is the newest.
+
+    Raises
+    ------
+    ValueError
+        Where the machine has no record at all; the message lists those that have.
+    RecordError
+        Where the record is broken.
+    """
+    files = sorted(_folder(machine).glob(f"*-{suite}.json"))
+    files = [file for file in files if file.stem.split("-", 2)[2] == suite]
+    return load(files[-1]) if files else None
+
+
+def table(suite, of=None, current_sha256=None):
+    """Return the results of the newest record of `suite` of each machine.
+
+    Parameters
+    ----------
+    suite : str
+    of : sequence of str, optional
+        Slugs; all machines where it is left out.
+    current_sha256 : callable, optional
+        ``current_sha256(kernel, defines) -> str``, the hash of a kernel's source as it is now. A
+        row of another hash is stale: its kernel has changed since it was measured.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns: machine, record, commit, case, the labels, kernel, clock, cache, transfers,
+        status, reason, samples, median_s, p20_s, p80_s, ``value_...``, stale. Empty where no
+        machine has run the suite.
+    """
+    rows = []
+    for machine in machines() if of is None else of:
+        record = newest(machine, suite)
+        for result in record["results"] if record else ():
+            rows.append(_row(record, machine, result, current_sha256))
+    return pd.DataFrame(rows, columns=None if rows else ["machine", "status", "median_s"])
+
+
+def _row(record, machine, result, current_sha256):
+    samples = result["samples_s"]
+    return {
+        "machine": machine,
+        "record": record["id"],
+        "commit": record["source"]["commit"],
+        "case": result["case"],
+        **result["labels"],
+        "kernel": result["kernel"],
+        "clock": result["clock"],
+        "cache": result["cache"],
+        "transfers": result["transfers"],
+        "status": result["status"],
+        "reason": result["reason"],
+        "samples": len(samples),
+        "median_s": statistics.median(samples),
+        "p20_s": statistics.quantile(samples, 0.2),
+        "p80_s": statistics.quantile(samples, 0.8),
+        **{f"value_{name}": value for name, value in result["values"].items()},
+        "stale": _stale(result, current_sha256),
+    }
+
+
+def _stale(result, current_sha256):
+    if current_sha256 is None or result["source_sha256"] is None:
+        return False
+    defines = tuple((result["launch"] or {}).get("defines", {}).items())
+    try:
+        return current_sha256(result["kernel"], defines) != result["source_sha256"]
+    except ValueError:  # the kernel is no more
+        return True
+
+
+def provenance(machine, suite):
+    """Return one line on where a machine's numbers of a suite come from."""
+    record = newest(machine, suite)
+    if record is None:
+        return f"{machine}: no record of suite {suite!r}"
+    gpus = [gpu["name"] for gpu in record["machine"]["gpus"]]
+    hardware = " + ".join([record["machine"]["cpu"]["model"], *gpus])
+    commit = record["source"]["commit"][:7]
+    return f"{machine}: {hardware}; commit {commit}; {record['id']}.json"
