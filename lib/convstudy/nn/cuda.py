@@ -208,52 +208,19 @@ class ResidentOps(Ops):
         return contextlib.nullcontext()
 
 
-class OffloadOps(Ops):
-    """The paper's way: convolutions on the device, everything else on the CPU.
-
-    At each convolution of 3 x 3 the input goes to the device and the output comes back; the call
-    returns when it is back. The head is a function of its own, and stays on the CPU.
+class ConvolutionElsewhere(Ops):
+    """All but the 3 x 3 convolutions on the CPU, on NumPy arrays; the head too.
 
     Parameters
     ----------
-    algorithm : str
-        The convolutions' kernel, or "auto".
-    device : Device, optional
-        As in `ResidentOps`.
     cpu : Ops, optional
-        What executes the other functions, on NumPy arrays; `PlainOps` if not given.
-    weights : {"each call", "once"}
-        Whether filters go to the device at each call, or stay there after the first: the paper
-        does not say. With "once", arrays of filters must not be changed any more.
-    memory : {"pageable", "pinned"}
-        The host's side of a transfer: the arrays themselves, which the driver copies by way of
-        buffers of its own, or page-locked memory of ours, which costs a copy into it.
+        What executes them; `PlainOps` if not given.
     """
 
     name = "offload"
 
-    def __init__(
-        self, algorithm="auto", device=None, cpu=None, weights="each call", memory="pageable"
-    ):
-        _check_choice("weights", weights, ("each call", "once"))
-        _check_choice("memory", memory, ("pageable", "pinned"))
-        self.algorithm = check_kernel("OffloadOps", algorithm)
-        self.device = check_device("OffloadOps", device)
+    def __init__(self, cpu=None):
         self.cpu = cpu or PlainOps()
-        self.weights, self.memory = weights, memory
-        self._lane = open_lanes(self.device, 1)[0]
-        self._kept = {}
-
-    def conv2d(self, x, w, padding):
-        problem = conv_problem(x.shape, w.shape, padding)
-        with self._lane.active():
-            y = self._host_empty(problem.y_shape)
-            result = self._lane.empty(problem.y_shape)
-            operands = self._send(x), self._filters(w)
-            convolve(problem, *operands, None, result, self.algorithm, self.device)
-            self._lane.copy(y, result)
-        self._lane.synchronise()
-        return y
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         return self.cpu.batch_norm(x, weight, bias, mean, var, eps)
@@ -275,6 +242,52 @@ class OffloadOps(Ops):
 
     def head(self, x, w, bias):
         return self.cpu.head(x, w, bias)
+
+
+class OffloadOps(ConvolutionElsewhere):
+    """The paper's way: convolutions on the device, everything else on the CPU.
+
+    At each convolution of 3 x 3 the input goes to the device and the output comes back; the call
+    returns when it is back. The head is a function of its own, and stays on the CPU.
+
+    Parameters
+    ----------
+    algorithm : str
+        The convolutions' kernel, or "auto".
+    device : Device, optional
+        As in `ResidentOps`.
+    cpu : Ops, optional
+        What executes the other functions; `PlainOps` if not given.
+    weights : {"each call", "once"}
+        Whether filters go to the device at each call, or stay there after the first: the paper
+        does not say. With "once", arrays of filters must not be changed any more.
+    memory : {"pageable", "pinned"}
+        The host's side of a transfer: the arrays themselves, which the driver copies by way of
+        buffers of its own, or page-locked memory of ours, which costs a copy into it.
+    """
+
+    def __init__(
+        self, algorithm="auto", device=None, cpu=None, weights="each call", memory="pageable"
+    ):
+        check_choice("OffloadOps", "weights", weights, ("each call", "once"))
+        check_choice("OffloadOps", "memory", memory, ("pageable", "pinned"))
+        self.algorithm = check_kernel("OffloadOps", algorithm)
+        self.device = check_device("OffloadOps", device)
+        super().__init__(cpu)
+        self.weights, self.memory = weights, memory
+        self._lane = open_lanes(self.device, 1)[0]
+        self._kept = {}
+
+    def conv2d(self, x, w, padding):
+        problem = conv_problem(x.shape, w.shape, padding)
+        with self._lane.active():
+            y = self._host_empty(problem.y_shape)
+            result = self._lane.empty(problem.y_shape)
+            operands = self._send(x), self._filters(w)
+            convolve(problem, *operands, None, result, self.algorithm, self.device)
+            self._lane.copy(y, result)
+        self._lane.synchronise()
+        return y
 
     def _host_empty(self, shape):
         if self.memory == "pinned":
@@ -318,8 +331,7 @@ def check_device(who, device):
     return device
 
 
-def _check_choice(name, value, choices):
+def check_choice(who, name, value, choices):
+    """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(
-            f"OffloadOps: {name} is {value!r}; choose {' or '.join(map(repr, choices))}"
-        )
+        raise ValueError(f"{who}: {name} is {value!r}; choose {' or '.join(map(repr, choices))}")
