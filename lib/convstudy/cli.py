@@ -70,6 +70,7 @@ def _select(command):
 
 def _pairs(words):
     """Return ``{name: value}`` of words such as ``name=value``."""
+    words = tuple(words)
     for word in words:
         if "=" not in word or word.startswith("="):
             raise ValueError(f"{word!r} is not of the form name=value")
@@ -102,11 +103,61 @@ def _figures(arguments):
 
 
 def _measure_missing():
-    raise NotImplementedError
+    """Measure, quickly, what this machine has no fresh record of; go on where that fails."""
+    from convstudy.measure import runner
+    from convstudy.measure.suites import SUITES
+
+    _run(runner.missing(SUITES.values()), runner.LOCAL, {}, quick=True)
 
 
 def _measure(arguments):
-    raise NotImplementedError
+    from convstudy.measure import runner
+    from convstudy.measure.suites import SUITES
+
+    if arguments.list:
+        for suite in SUITES.values():
+            print(_described(suite))
+        return 0
+    named = [n for word in arguments.words if "=" not in word for n in word.split(",")]
+    unknown = [name for name in named if name not in SUITES]
+    if unknown:
+        raise ValueError(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    given = _pairs(word for word in arguments.words if "=" in word)
+    suites = [SUITES[name] for name in named or SUITES]
+    for name in given:
+        if not any(name in suite.options for suite in suites):
+            known = sorted({option for suite in suites for option in suite.options})
+            raise ValueError(
+                f"no selected suite has an option {name!r}; there are {', '.join(known) or 'none'}"
+            )
+    if arguments.missing:
+        suites = runner.missing(suites, arguments.machine)
+    elif not named:
+        for suite in suites:
+            if suite.why_not():
+                print(f"{suite.name}: left out: {suite.why_not()}")
+        suites = [suite for suite in suites if not suite.why_not()]
+    return _run(suites, arguments.machine, given, arguments.quick)
+
+
+def _described(suite):
+    options = ", ".join(f"{name}={value}" for name, value in suite.options.items())
+    return f"{suite.name:14}{suite.title}" + (f" ({options})" if options else "")
+
+
+def _run(suites, machine, given, quick):
+    """Run each suite with those of the given options that it has; return 1 where one failed."""
+    from convstudy.measure import runner
+
+    status = 0
+    for suite in suites:
+        own = {name: value for name, value in given.items() if name in suite.options}
+        try:
+            runner.run(suite, machine, (suite.quick if quick else {}) | own)
+        except RuntimeError as error:
+            print(f"convstudy: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _doctor(_):

@@ -27,7 +27,7 @@ def report():
     for name, check in _CHECKS.items():
         state, found = _tried(check)
         lines.append(f"  {state:7}{name:10}{found}")
-    for title, part in (("Measured live here", live), ("From committed records", recorded)):
+    for title, part in (("Measured live here", live), ("Drawn from the records of", recorded)):
         lines += ["", title]
         try:
             lines += [f"  {line}" for line in part()]
@@ -118,7 +118,8 @@ def _gpu():
     if found:
         names = "; ".join(f"{each.index}: {each.name} ({each.arch})" for each in found)
         return OK, f"{names}; {_driver() or 'driver of unknown version'}"
-    return ABSENT, f"{why_no_gpu()}; {_driver() or 'there is no NVIDIA driver'}"
+    why = why_no_gpu().replace(" (`make doctor` says what is missing)", "")
+    return ABSENT, f"{why}; {_driver() or 'there is no NVIDIA driver'}"
 
 
 def _driver():
@@ -157,9 +158,24 @@ _CHECKS = {
 
 def live():
     """Yield a line for each suite: that it can be measured here, or why not."""
-    return []
+    from convstudy.measure.suites import SUITES
+
+    for suite in SUITES.values():
+        reason = suite.why_not()
+        yield f"{ABSENT if reason else OK:7}{suite.name:14}{reason or suite.title}"
 
 
 def recorded():
-    """Yield a line for each machine that records are committed of."""
-    return []
+    """Yield a line for each machine that there are records of."""
+    from convstudy import records
+
+    machines = records.machines()
+    for machine in machines:
+        files = sorted((paths.MEASUREMENTS / machine).glob("*.json"))
+        newest = records.load(files[-1])
+        gpus = [gpu["name"] for gpu in newest["machine"]["gpus"]]
+        hardware = " + ".join([newest["machine"]["cpu"]["model"], *gpus])
+        suites = sorted({file.stem.split("-", 2)[2] for file in files})
+        yield f"{machine:16}{hardware}: {', '.join(suites)}"
+    if not machines:
+        yield "none yet: make measure"

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The command line: one line for what went wrong, and no work before that is known."""
 
+import sys
+import types
+
 import pytest
 
-from convstudy import cli, paths
+from convstudy import cli, measure, paths
+from convstudy.measure import runner
+from convstudy.measure.suite import Suite
 from convstudy.study import execute
 
 
@@ -94,3 +99,75 @@ def test_a_notebook_that_fails_is_told_from_a_mistake(monkeypatch, capsys):
     monkeypatch.setattr(execute, "run", fails)
     assert cli.main(["notebooks"]) == 1
     assert capsys.readouterr().err == "convstudy: 04-chunks.ipynb failed\n"
+
+
+@pytest.fixture
+def suites(monkeypatch):
+    """Give the study three suites, one of which no machine can run; see what would be run."""
+    fake = types.ModuleType("suites")
+    fake.SUITES = {
+        suite.name: suite
+        for suite in (
+            Suite("ladder", "the kernels", list, options={"repeats": 20}, quick={"repeats": 3}),
+            Suite("memory", "the hierarchy", list, options={"rounds": 9}),
+            Suite("huge", "many GPUs", list, gpus=1000),
+        )
+    }
+    monkeypatch.setitem(sys.modules, "convstudy.measure.suites", fake)
+    monkeypatch.setattr(measure, "suites", fake, raising=False)
+    runs = []
+
+    def run(suite, machine, options):
+        if options.get("repeats") == "0":
+            raise RuntimeError("nothing was measured")
+        runs.append((suite.name, machine, options))
+
+    monkeypatch.setattr(runner, "run", run)
+    return runs
+
+
+def test_all_suites_that_can_run_here_are_run_and_the_others_named(suites, capsys):
+    assert cli.main(["measure"]) == 0
+    assert suites == [("ladder", "local", {}), ("memory", "local", {})]
+    assert "huge: left out: it needs 1000 GPU(s)" in capsys.readouterr().out
+
+
+def test_each_suite_gets_the_options_it_has(suites):
+    assert cli.main(["measure", "ladder,memory", "rounds=2", "--quick", "--machine", "h200"]) == 0
+    assert suites == [("ladder", "h200", {"repeats": 3}), ("memory", "h200", {"rounds": "2"})]
+
+
+def test_a_suite_that_fails_does_not_keep_the_others_from_running(suites, capsys):
+    assert cli.main(["measure", "ladder,memory", "repeats=0"]) == 1
+    assert suites == [("memory", "local", {})]
+    assert capsys.readouterr().err == "convstudy: nothing was measured\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lader"], "there is no suite 'lader'; there are ladder, memory, huge"),
+        (["memory", "repeats=3"], "no selected suite has an option 'repeats'; there are rounds"),
+        (["huge", "rounds=3"], "no selected suite has an option 'rounds'; there are none"),
+    ],
+)
+def test_an_unknown_suite_or_option_is_an_error(words, message, suites, capsys):
+    assert cli.main(["measure", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert suites == []
+
+
+def test_only_what_is_missing_is_measured(suites, monkeypatch):
+    monkeypatch.setattr(runner, "missing", lambda those, machine="local": list(those)[1:2])
+    assert cli.main(["measure", "--missing"]) == 0
+    assert suites == [("memory", "local", {})]
+    cli._measure_missing()
+    assert suites[1:] == [("memory", "local", {})]
+
+
+def test_the_suites_are_listed_with_their_options(suites, capsys):
+    assert cli.main(["measure", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "ladder        the kernels (repeats=20)" in said
+    assert "huge          many GPUs\n" in said
+    assert suites == []

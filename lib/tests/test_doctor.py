@@ -48,7 +48,7 @@ def test_a_package_that_cannot_be_imported_is_a_line_not_a_traceback(name):
         [sys.executable, "-c", broken, "doctor"], capture_output=True, text=True, check=True
     )
     assert said.stderr == ""
-    assert "From committed records" in said.stdout
+    assert "Drawn from the records of" in said.stdout
 
 
 def test_a_tool_that_is_missing_comes_with_its_remedy(monkeypatch, tmp_path):
