@@ -111,7 +111,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	elif command -v uv >/dev/null; then uv venv --quiet --seed --python $(PYTHON) $(VENV); \
 	elif command -v virtualenv >/dev/null; then virtualenv --quiet --python $(PYTHON) $(VENV); \
 	else echo "$(PYTHON) cannot make environments: apt install python3-venv"; exit 1; fi
-	@echo "Installing into $(VENV): about 900 MB, a minute or two ..."
+	@echo "Installing what requirements.lock names into $(VENV): at first some 900 MB ..."
 	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
