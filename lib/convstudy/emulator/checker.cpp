@@ -105,7 +105,8 @@ void Checker::stop(const Fault& fault) {
 
 bool Checker::private_memory(uint64_t address, uint32_t size) const {
     auto within = [&](const Range& r) { return address >= r.begin && address + size <= r.end; };
-    return within(w_.current->stack) || within(w_.module.image) ||
+    const auto place = uint64_t(&w_.current->place);
+    return within(w_.current->stack) || within({place, place + sizeof(Place)}) || within(w_.module.image) ||
            within(w_.launch->argument_block);
 }
 

@@ -92,10 +92,10 @@ struct dim3 {
 };
 
 // ---- where a thread is ---------------------------------------------------------------------------
-#define threadIdx (::emu::thread_index())
-#define blockIdx (::emu::block_index())
-#define blockDim (::emu::block_size())
-#define gridDim (::emu::grid_size())
+#define threadIdx (::emu::place().thread)
+#define blockIdx (::emu::place().block)
+#define blockDim (::emu::place().block_size)
+#define gridDim (::emu::place().grid_size)
 constexpr int warpSize = 32;
 
 // ---- barriers ------------------------------------------------------------------------------------

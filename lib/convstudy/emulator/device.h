@@ -17,11 +17,12 @@ struct Vec3 {
 };
 using Index = Vec3<unsigned>;
 
-// `const` holds: a function of a kernel runs in one thread from its beginning to its end.
-EMU_API Index thread_index() __attribute__((const));
-EMU_API Index block_index() __attribute__((const));
-EMU_API Index block_size() __attribute__((const));
-EMU_API Index grid_size() __attribute__((const));
+// Where a thread is. A reference, not a value: g++ 12 compiles `(c ? a : b)[f().x]` wrongly, where f
+// returns a structure. `const` holds: a function of a kernel runs in one thread all along.
+struct Place {
+    Index thread, block, block_size, grid_size;
+};
+EMU_API const Place& place() __attribute__((const));
 EMU_API unsigned lane() __attribute__((const));
 
 // The caller's line tells barriers apart: return addresses would not, since the compiler may copy a

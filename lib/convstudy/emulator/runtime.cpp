@@ -107,6 +107,13 @@ Module find_module(const Launch& launch) {
     return module;
 }
 
+Index as_index(const uint32_t (&size)[3]) { return {size[0], size[1], size[2]}; }
+
+// The place of `number` in a box of this size, x fastest.
+Index unflatten(uint32_t number, const uint32_t (&size)[3]) {
+    return {number % size[0], number / size[0] % size[1], number / size[0] / size[1]};
+}
+
 // ---- waiting -------------------------------------------------------------------------------------
 void to_scheduler() { switch_to(worker->current->context, worker->scheduler); }
 
@@ -162,10 +169,8 @@ void vote(Fiber* warp, uint32_t lanes) {
 
 // ---- the scheduler -------------------------------------------------------------------------------
 void start_block(Worker& w, uint64_t number) {
-    const uint32_t* g = w.launch->grid;
     w.block = uint32_t(number);
-    w.block_index = {uint32_t(number % g[0]), uint32_t(number / g[0] % g[1]),
-                     uint32_t(number / (uint64_t(g[0]) * g[1]))};
+    const Index block = unflatten(w.block, w.launch->grid);
     // Shared memory starts undefined: all ones, which as a float is a NaN. What is left out is the
     // part of the dynamic array's room that was not asked for.
     const Module& m = w.module;
@@ -174,7 +179,10 @@ void start_block(Worker& w, uint64_t number) {
     for (const Range& part : parts)
         if (part.begin < part.end)
             memset(reinterpret_cast<void*>(part.begin), 0xFF, part.end - part.begin);
-    for (uint32_t i = 0; i < w.threads; i++) w.fibers[i].state = READY;
+    for (uint32_t i = 0; i < w.threads; i++) {
+        w.fibers[i].place.block = block;
+        w.fibers[i].state = READY;
+    }
     if (w.checker) w.checker->begin_block();
 }
 
@@ -293,8 +301,7 @@ void work(const Launch& launch, Progress& progress) {
     for (uint32_t i = 0; i < w.threads; i++) {
         Fiber& f = w.fibers[i];
         f.number = i;
-        f.index = {i % launch.block[0], i / launch.block[0] % launch.block[1],
-                   i / (launch.block[0] * launch.block[1])};
+        f.place = {unflatten(i, launch.block), {}, as_index(launch.block), as_index(launch.grid)};
         prepare(f.context, reinterpret_cast<char*>(f.stack.begin),
                 reinterpret_cast<char*>(f.stack.end), fiber_main);
     }
@@ -322,13 +329,8 @@ void work(const Launch& launch, Progress& progress) {
 }  // namespace
 
 Site site_of(const Worker& w, uint32_t block, uint32_t number) {
-    const uint32_t* g = w.launch->grid;
-    Site site{};
-    const uint32_t at[3] = {block % g[0], block / g[0] % g[1], block / (g[0] * g[1])};
-    const Index t = w.fibers[number].index;
-    std::copy(at, at + 3, site.block);
-    site.thread[0] = t.x, site.thread[1] = t.y, site.thread[2] = t.z;
-    return site;
+    const Index b = unflatten(block, w.launch->grid), t = unflatten(number, w.launch->block);
+    return {0, 0, WAIT, {b.x, b.y, b.z}, {t.x, t.y, t.z}};
 }
 
 void abandon(const Fault& fault) {
@@ -338,16 +340,7 @@ void abandon(const Fault& fault) {
 }
 
 // ---- what a kernel calls -------------------------------------------------------------------------
-Index thread_index() { return worker->current->index; }
-Index block_index() { return worker->block_index; }
-Index block_size() {
-    const uint32_t* b = worker->launch->block;
-    return {b[0], b[1], b[2]};
-}
-Index grid_size() {
-    const uint32_t* g = worker->launch->grid;
-    return {g[0], g[1], g[2]};
-}
+const Place& place() { return worker->current->place; }
 unsigned lane() { return worker->current->number % WARP; }
 
 void block_barrier(int line) { wait_for_block(line, 0); }

@@ -21,7 +21,7 @@ using WarpAction = void (*)(Fiber* warp, uint32_t lanes);
 struct Fiber {
     Context context;
     Range stack;
-    Index index;
+    Place place;
     uint32_t number;  // in the block, x fastest; number % 32 is the lane
     State state;
     uint32_t line;           // where it waits
@@ -50,7 +50,6 @@ struct Worker {
     uint32_t threads;  // of a block
     Fiber* current;
     uint32_t block;    // its number, x fastest
-    Index block_index;
     long long clock;
     uint64_t barriers;
     Fault fault;

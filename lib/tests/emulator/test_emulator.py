@@ -192,6 +192,19 @@ FAULTS = {
         """,
         (emulator.SharedRace, 64, 1),
     ),
+    "one byte of several that a thread wrote": (
+        """
+        __shared__ unsigned char tile[64];
+        int t = threadIdx.x;
+        tile[4 * t] = t;
+        tile[4 * t + 1] = t;
+        #if !BAD
+        __syncwarp();
+        #endif
+        y[t] = tile[t / 2 * 8];  // HERE
+        """,
+        (emulator.SharedRace, 16, 1),
+    ),
     "shared memory never written": (
         """
         __shared__ float tile[64];
@@ -244,9 +257,9 @@ FAULTS = {
     ),
     "a block writes what another read": (
         """
-        float v = x[threadIdx.x];
-        float* out = BAD ? const_cast<float*>(x) : y + 32 * blockIdx.x;
-        if (blockIdx.x == gridDim.x - 1) out[threadIdx.x] = v;  // HERE
+        float* from = const_cast<float*>(x);
+        y[threadIdx.x + 32 * blockIdx.x] = from[threadIdx.x];
+        if (BAD && blockIdx.x == 2) from[threadIdx.x] = 1.0f;  // HERE
         """,
         (emulator.GlobalRace, 32, 3),
     ),
@@ -411,6 +424,27 @@ def test_sectors_do_not_depend_on_where_the_array_lies():
     memory = np.zeros(1000, F32)
     counts = [kernel(COPY)(1, 32, (memory[i : i + 32], memory[500:532], I32(1))) for i in range(8)]
     assert {c.global_load_sectors for c in counts} == {4}
+
+
+def test_sectors_of_two_arrays_are_never_one():
+    body = """
+        const float* from[2] = {x, z};
+        y[threadIdx.x] = from[threadIdx.x % 2][threadIdx.x];
+    """
+    x, z, y = np.zeros(32, F32), np.ones(32, F32), np.zeros(32, F32)
+    read = kernel(body, "const float* x, const float* z, float* y")
+    counts = read(1, 32, (x, z, y))
+    assert (counts.global_load_requests, counts.global_load_sectors) == (1, 8)
+    np.testing.assert_array_equal(y, np.arange(32) % 2)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_index_of_a_conditional(checked):
+    """g++ 12 loses the index in one branch where it holds a structure that a call returned."""
+    x, y = np.arange(64, dtype=F32), np.zeros(32, F32)
+    body = "y[threadIdx.x] = (threadIdx.x % 2 ? x : x + n)[threadIdx.x];"
+    kernel(body, checked=checked)(1, 32, (x, y, I32(32)))
+    np.testing.assert_array_equal(y, np.arange(32) + 32 * (np.arange(32) % 2 == 0))
 
 
 def test_float4_is_one_access_of_16_bytes():
@@ -625,6 +659,33 @@ def test_atomics(checked, rng):
     np.testing.assert_array_equal(bins, [*[32] * 8, 256 % 3, 0xFFFFFFFF])
     assert counts.atomics == (6 * 256 + 256 + 1 if checked else None)
     assert counts.global_stores == (0 if checked else None)
+
+
+def test_atomic_sums_do_not_depend_on_the_mode(rng):
+    add = "atomicAdd(y, x[blockIdx.x * blockDim.x + threadIdx.x]);"
+    x = rng.standard_normal(32 * 4000, dtype=F32)
+    sums = []
+    for checked in (True, False, False, False):
+        sums.append(np.zeros(1, F32))
+        kernel(add, checked=checked)(4000, 32, (x, sums[-1], I32(0)))
+    assert len({total.tobytes() for total in sums}) == 1
+
+
+def test_templates_of_two_kernels_have_shared_memory_each(rng):
+    head = """
+    template <int N> __device__ float* room() { __shared__ float tile[N]; return tile; }
+    """
+    body = """
+        float* a = room<64>();
+        a[threadIdx.x] = x[threadIdx.x] + n;
+        y[threadIdx.x] = a[threadIdx.x];
+    """
+    x, y = rng.standard_normal(64, dtype=F32), np.zeros(64, F32)
+    for extra in ("", "__shared__ int more[64]; more[threadIdx.x] = n;"):
+        for checked in (True, False):
+            kernel(body + extra, head=head, checked=checked)(1, 64, (x, y, I32(2)))
+            np.testing.assert_array_equal(y, x + 2)
+            y[:] = 0
 
 
 @pytest.mark.parametrize("checked", [True, False])
