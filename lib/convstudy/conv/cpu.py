@@ -117,3 +117,13 @@ def threads():
 def limit_threads(count):
     """Return a context manager inside which BLAS runs on `count` threads; None leaves it."""
     return _blas_libraries().limit(limits=count)
+
+
+def blas_description():
+    """Return which BLAS it is, for records: name, version, what it was tuned for, threads."""
+    parts = [
+        f"{i['internal_api']} {i['version']} ({i.get('architecture', 'generic')}), "
+        f"{i['num_threads']} threads"
+        for i in _blas_libraries().info()
+    ]
+    return "; ".join(parts) or None

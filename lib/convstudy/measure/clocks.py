@@ -20,9 +20,10 @@ CLOCKS = ("host", "synchronised", "event")
 
 
 def synchronise(device):
-    """Wait until `device` has nothing left to do."""
-    if device.is_gpu:
-        array_module(device).cuda.Device(device.index).synchronize()
+    """Wait until a device, or each of several, has nothing left to do."""
+    for each in device if isinstance(device, tuple) else (device,):
+        if each.is_gpu:
+            array_module(each).cuda.Device(each.index).synchronize()
 
 
 def sample(run, clock, device, repeats=20, warmup=3, flush=False, most_s=10.0):
@@ -33,7 +34,8 @@ def sample(run, clock, device, repeats=20, warmup=3, flush=False, most_s=10.0):
     run : callable
         Asks for the work, on CuPy's current stream of `device` where it is a GPU.
     clock : {"host", "synchronised", "event"}
-    device : Device
+    device : Device or tuple of Device
+        Several devices that work at once have no common events.
     repeats, warmup : int
         Timed calls, and calls before them that are not timed: compilation, module loading and the
         first allocation lie there.
@@ -55,8 +57,8 @@ def sample(run, clock, device, repeats=20, warmup=3, flush=False, most_s=10.0):
     stopwatch = _STOPWATCHES.get(clock)
     if stopwatch is None:
         raise ValueError(f"clocks: no clock {clock!r}; choose one of {', '.join(CLOCKS)}")
-    if clock == "event" and not device.is_gpu:
-        raise ValueError(f"clocks: {device.name} has no events; use the synchronised clock")
+    if clock == "event" and (isinstance(device, tuple) or not device.is_gpu):
+        raise ValueError("clocks: events are one GPU's; use the synchronised clock")
     if repeats < 1 or warmup < 0:
         raise ValueError(f"clocks: {repeats} repeats after {warmup} warm-ups make no measurement")
     clear = _flusher(device) if flush else lambda: None

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""The suites, by name, in the order in which they are run."""
+
+from convstudy.measure.suites import (
+    batch,
+    chunks,
+    emulated,
+    environments,
+    functions,
+    hierarchy,
+    ladder,
+    launching,
+    startup,
+)
+
+SUITES = {
+    module.SUITE.name: module.SUITE
+    for module in (
+        functions,
+        hierarchy,
+        ladder,
+        launching,
+        startup,
+        environments,
+        chunks,
+        batch,
+        emulated,
+    )
+}
+
+
+def get_suites(names=""):
+    """Return the suites of `names` (between commas), or all of them.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such suite; the message lists those there are.
+    """
+    wanted = [name.strip() for name in names.split(",")] if names else list(SUITES)
+    for name in wanted:
+        if name not in SUITES:
+            raise ValueError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    return [SUITES[name] for name in wanted]

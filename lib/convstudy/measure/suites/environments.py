@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""Fig. 4: the paper's four environments and two more, for one image, under each clock."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from convstudy.device import CPU, array_module, devices
+from convstudy.measure.clocks import CLOCKS, sample
+from convstudy.measure.suite import Case, Suite, checked, result
+from convstudy.measure.suites.network import (
+    BLOCKED,
+    TILED,
+    Convolutions,
+    expected,
+    images,
+    layers,
+    no_gpu,
+    unet,
+    warm_up,
+)
+from convstudy.nn.blas import BlasOps
+from convstudy.nn.cuda import OffloadOps, ResidentOps
+from convstudy.nn.ops import Timed
+from convstudy.nn.plain import PlainOps
+from convstudy.parallel.chunks import ChunkedForward
+from convstudy.parallel.cuts import split
+from convstudy.parallel.offload import DataParallelOps
+
+_ONE_GPU = {
+    "GPU, not optimised": "conv2d_fprop_1_naive",
+    "1 GPU, tiled": TILED,
+    "1 GPU, register-blocked": BLOCKED,
+}
+_TWO_GPUS = "2 GPUs, tiled + data parallel"
+_REST = {"cpu-plain": PlainOps, "cpu-blas": BlasOps}
+
+
+def cases(options):
+    """Yield a case for each environment and execution."""
+    plain, repeats = options["plain_repeats"], options["repeats"]
+    for environment, make, count in (
+        ("CPU, plain loops", PlainOps, plain),
+        ("CPU, BLAS", BlasOps, repeats),
+    ):
+        yield _case(environment, "cpu", "", lambda c, m=make, r=count: c.on_host(m(), CPU, r))
+    for environment, algorithm in _ONE_GPU.items():
+        for rest, make in _REST.items():
+            yield _case(
+                environment,
+                "offload",
+                rest,
+                lambda c, a=algorithm, m=make, r=plain if rest == "cpu-plain" else repeats: (
+                    c.offload(a, m(), r)
+                ),
+                gpus=1,
+            )
+        yield _case(
+            environment, "resident", "", lambda c, a=algorithm: c.resident(a, repeats), gpus=1
+        )
+    for rest, make in _REST.items():
+        yield _case(
+            _TWO_GPUS,
+            "offload",
+            rest,
+            lambda c, m=make, r=plain if rest == "cpu-plain" else repeats: c.on_host(
+                DataParallelOps(devices()[:2], 1, algorithm=TILED, cpu=m()), devices()[0], r
+            ),
+            gpus=2,
+        )
+    yield _case(_TWO_GPUS, "resident", "", lambda c: c.two_resident(repeats), gpus=2)
+
+
+def _case(environment, execution, rest, run, gpus=0):
+    labels = {
+        "environment": environment,
+        "execution": execution,
+        "rest": rest,
+        "n": 1,
+        "gpus": gpus,
+    }
+    name = "/".join(part for part in (environment, execution, rest) if part)
+    return Case(name, lambda: run(_Rows(name, labels)), labels, no_gpu(gpus))
+
+
+class _Rows:
+    """The results of one case: what was timed, by which clock."""
+
+    def __init__(self, name, labels):
+        self.name, self.labels = name, labels
+
+    def row(self, what, clock, samples, device, check=None, transfers=None):
+        return result(
+            f"{self.name}/{what}/{clock}",
+            self.labels | {"what": what},
+            samples,
+            clock=clock,
+            cache="warm",
+            transfers=transfers,
+            warmup=1,
+            check=check,
+            device=device,
+        )
+
+    def on_host(self, ops, device, repeats):
+        """Time a network whose functions return finished, and the convolutions in it."""
+        network, x = unet(), images(1)
+        transfers = "included" if device.is_gpu else None
+        timed = Timed(ops)
+        if device.is_gpu:
+            network.forward(x, timed)
+        else:
+            warm_up(ops)
+        whole, convolution = [], []
+        for _ in range(repeats):
+            timed.seconds["convolution"].clear()
+            start = time.perf_counter()
+            y = network.forward(x, timed)
+            whole.append(time.perf_counter() - start)
+            convolution.append(sum(timed.seconds["convolution"]))
+        check = checked(y, expected(1), *network.terms())
+        return [
+            self.row("network", "synchronised", whole, device, check, transfers),
+            self.row("convolution", "synchronised", convolution, device, None, transfers),
+        ]
+
+    def offload(self, algorithm, cpu, repeats):
+        """Time an offloaded network, and its launches alone under the host's clock and events."""
+        device = devices()[0]
+        ops = OffloadOps(algorithm, device, cpu=cpu)
+        launches = _Launches(ops.resident.conv2d, device)
+        ops.resident.conv2d = launches
+        rows = self.on_host(ops, device, repeats)
+        for clock, samples in launches.passes(len(layers(1))).items():
+            # The first pass compiled.
+            rows.append(self.row("convolution", clock, samples[1:], device, None, "excluded"))
+        return rows
+
+    def resident(self, algorithm, repeats):
+        """Time a network that stays on the GPU, and its 18 convolutions, under each clock."""
+        device = devices()[0]
+        network, ops = unet(), ResidentOps(algorithm, device)
+        check = checked(network.forward(images(1), ops), expected(1), *network.terms())
+        x = ops.to_device(images(1))
+        convolutions = Convolutions([problem for _, problem in layers(1)], algorithm, device)
+        rows = []
+        for clock in CLOCKS:
+            for what, run in (
+                ("network", lambda: network.apply(x, ops)),
+                ("convolution", convolutions.run),
+            ):
+                samples = sample(run, clock, device, 5 * repeats)
+                passed = check if what == "network" else None
+                rows.append(self.row(what, clock, samples, device, passed, "excluded"))
+        return rows
+
+    def two_resident(self, repeats):
+        """Time one image on two GPUs: a network cannot share it, a convolution's rows can."""
+        pair = devices()[:2]
+        network, x = unet(), images(1)
+        forward = ChunkedForward(network, pair, 1, algorithm=TILED)
+        check = checked(forward.run(x), expected(1), *network.terms())
+        samples = sample(lambda: forward.run(x), "synchronised", pair[0], 5 * repeats)
+        rows = [self.row("network", "synchronised", samples, pair[0], check, "included")]
+        halves = [
+            Convolutions([_rows_of(p, 2, part) for _, p in layers(1)], TILED, device)
+            for part, device in enumerate(pair)
+        ]
+
+        def run():
+            for half in halves:
+                half.run()
+
+        for clock in ("host", "synchronised"):
+            samples = sample(run, clock, pair, 5 * repeats)
+            rows.append(self.row("convolution", clock, samples, pair[0], None, "excluded"))
+        return rows
+
+
+def _rows_of(problem, parts, part):
+    """Return the problem of one part of the output's rows: its input brings the halo along."""
+    rows = split(problem.p, parts)[part]
+    h = rows.stop - rows.start + problem.r - 1
+    return replace(problem, h=h, padding=(0, problem.padding[1]))
+
+
+class _Launches:
+    """A convolution on a GPU, with what each launch takes by the host's clock and by events."""
+
+    def __init__(self, conv2d, device):
+        self._conv2d, self._device = conv2d, device
+        self._host, self._events = [], []
+
+    def __call__(self, x, w, padding):
+        cuda = array_module(self._device).cuda
+        with cuda.Device(self._device.index):
+            begin, end = cuda.Event(), cuda.Event()
+            begin.record()
+            start = time.perf_counter()
+            y = self._conv2d(x, w, padding)
+            self._host.append(time.perf_counter() - start)
+            end.record()
+        self._events.append((begin, end))
+        return y
+
+    def passes(self, calls):
+        """Return the seconds of each forward pass of `calls` convolutions, by clock."""
+        elapsed = array_module(self._device).cuda.get_elapsed_time
+        event = [elapsed(begin, end) * 1e-3 for begin, end in self._events]
+        return {
+            clock: np.reshape(seconds, (-1, calls)).sum(axis=1).tolist()
+            for clock, seconds in (("host", self._host), ("event", event))
+        }
+
+
+SUITE = Suite(
+    "environments",
+    "Fig. 4: run time per environment",
+    cases,
+    options={"repeats": 10, "plain_repeats": 3},
+    quick={"repeats": 5, "plain_repeats": 1},
+)
