@@ -12,7 +12,7 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         if arguments.traceback:
             raise
         print(f"convstudy: {error}", file=sys.stderr)
@@ -105,25 +105,22 @@ def _figures(arguments):
 def _measure_missing():
     """Measure, quickly, what this machine has no fresh record of; go on where that fails."""
     from convstudy.measure import runner
-    from convstudy.measure.suites import SUITES
+    from convstudy.measure.suites import get_suites
 
-    _run(runner.missing(SUITES.values()), runner.LOCAL, {}, quick=True)
+    _run(runner.missing(get_suites()), runner.LOCAL, {}, quick=True)
 
 
 def _measure(arguments):
     from convstudy.measure import runner
-    from convstudy.measure.suites import SUITES
+    from convstudy.measure.suites import get_suites
 
+    named = ",".join(word for word in arguments.words if "=" not in word)
+    suites = get_suites(named)
     if arguments.list:
-        for suite in SUITES.values():
+        for suite in suites:
             print(_described(suite))
         return 0
-    named = [n for word in arguments.words if "=" not in word for n in word.split(",")]
-    unknown = [name for name in named if name not in SUITES]
-    if unknown:
-        raise ValueError(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
     given = _pairs(word for word in arguments.words if "=" in word)
-    suites = [SUITES[name] for name in named or SUITES]
     for name in given:
         if not any(name in suite.options for suite in suites):
             known = sorted({option for suite in suites for option in suite.options})

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The command line: one line for what went wrong, and no work before that is known."""
 
-import sys
-import types
-
 import pytest
 
-from convstudy import cli, measure, paths
+from convstudy import cli, paths
 from convstudy.measure import runner
 from convstudy.measure.suite import Suite
 from convstudy.study import execute
@@ -104,17 +101,12 @@ def test_a_notebook_that_fails_is_told_from_a_mistake(monkeypatch, capsys):
 @pytest.fixture
 def suites(monkeypatch):
     """Give the study three suites, one of which no machine can run; see what would be run."""
-    fake = types.ModuleType("suites")
-    fake.SUITES = {
-        suite.name: suite
-        for suite in (
-            Suite("ladder", "the kernels", list, options={"repeats": 20}, quick={"repeats": 3}),
-            Suite("memory", "the hierarchy", list, options={"rounds": 9}),
-            Suite("huge", "many GPUs", list, gpus=1000),
-        )
-    }
-    monkeypatch.setitem(sys.modules, "convstudy.measure.suites", fake)
-    monkeypatch.setattr(measure, "suites", fake, raising=False)
+    three = (
+        Suite("ladder", "the kernels", list, options={"repeats": 20}, quick={"repeats": 3}),
+        Suite("memory", "the hierarchy", list, options={"rounds": 9}),
+        Suite("huge", "many GPUs", list, gpus=1000),
+    )
+    monkeypatch.setattr("convstudy.measure.suites.SUITES", {each.name: each for each in three})
     runs = []
 
     def run(suite, machine, options):
@@ -158,7 +150,7 @@ def test_an_unknown_suite_or_option_is_an_error(words, message, suites, capsys):
 
 
 def test_only_what_is_missing_is_measured(suites, monkeypatch):
-    monkeypatch.setattr(runner, "missing", lambda those, machine="local": list(those)[1:2])
+    monkeypatch.setattr(runner, "missing", lambda those, machine="local": those[1:2])
     assert cli.main(["measure", "--missing"]) == 0
     assert suites == [("memory", "local", {})]
     cli._measure_missing()
