@@ -14,7 +14,7 @@ import shutil
 import subprocess
 
 from convstudy import paths
-from convstudy.device import devices
+from convstudy.device import array_module, devices
 
 COMMIT_VARIABLE = "CONVSTUDY_COMMIT"
 _SOURCES = ("*.py", "*.cu", "*.cuh", "*.h", "*.cpp", "*.json")
@@ -69,8 +69,9 @@ def _gpu(device):
             "memory_max": ask("nvmlDeviceGetMaxClockInfo", 2),
         },
         "pcie": {
-            "generation": ask("nvmlDeviceGetCurrPcieLinkGeneration"),
-            "width": ask("nvmlDeviceGetCurrPcieLinkWidth"),
+            # What it can do: an idle link steps down, so what it does is another from run to run.
+            "generation": ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+            "width": ask("nvmlDeviceGetMaxPcieLinkWidth"),
         },
         "driver": nvml.nvmlSystemGetDriverVersion() if nvml else "unknown",
     }
@@ -82,7 +83,9 @@ def _nvml(index):
         import pynvml
 
         pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)
+        # CUDA and NVML number GPUs differently; the bus is where both find the same one.
+        bus = array_module(devices()[index]).cuda.Device(index).pci_bus_id
+        return pynvml, pynvml.nvmlDeviceGetHandleByPciBusId(bus)
     except Exception:
         return None, None
 
@@ -92,6 +95,13 @@ def gpu_state(index):
     nvml, handle = _nvml(index)
     if nvml is None:
         return None
+    try:
+        return _state(nvml, handle)
+    except nvml.NVMLError:  # a GPU that is shared may tell nothing of itself
+        return None
+
+
+def _state(nvml, handle):
     reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
     names = {
         nvml.nvmlClocksThrottleReasonSwPowerCap: "power cap",
@@ -185,7 +195,9 @@ def source():
             f"measure: the source's commit is unknown ({commit!r}); measure in a git checkout, or "
             f"set {COMMIT_VARIABLE} to the 40 hexadecimal digits of the commit"
         )
-    changes = _output("git", "status", "--porcelain", "--untracked-files=no")
+    status = "git", "status", "--porcelain"
+    # A file of the library that is not tracked is measured too, and is in no commit.
+    changes = _output(*status, "--untracked-files=no") or _output(*status, str(paths.PACKAGE))
     return {"commit": commit, "dirty": bool(changes), "sha256": tree_sha256()}
 
 
