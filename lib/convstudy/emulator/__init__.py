@@ -48,14 +48,15 @@ Nothing about time: no clocks, bank conflicts, occupancy or caches (`clock64` is
 Nothing about the memory model beyond barriers: fences are accepted, their absence is not noticed.
 An access beyond one array that happens to hit another argument, or that leaves one part of
 dynamic shared memory for another, is taken for what it hits. A thread that spins on a flag spins
-for ever. Races are sought for the last write and the last two readers of a word, so one of many
-races may go unnamed until the first is mended. Special functions (`rsqrtf`, `__expf`) are exact
-to the CPU's library, not bit by bit as on a GPU. Inline PTX is refused by name, and so are cluster
-launches, textures and CUDA's headers (the compiler will not find them).
+for ever. Races are sought with the last write and the last two readers of each 4 bytes, so one of
+several may go unnamed until another is mended. Special functions (`rsqrtf`, `__expf`) round as
+the CPU's library does, not as a GPU. Inline PTX is refused by name, and so are CUDA's headers,
+cluster launches and textures (the compiler does not know them).
 
-Counts are of what the source says after common subexpressions are merged: loads are not hoisted
-from loops, loops are not unrolled. Requests and sectors follow the lanes of a warp through the
-loops of the machine code (loops.py), so that lanes which a condition leaves out stay in step.
+Counts are of the loads that g++ leaves: one whose value nothing can have changed since is not
+made again, in a loop either, as on a GPU; which ones nvcc finds may differ. Requests and sectors
+follow the lanes of a warp through the loops of the machine code (loops.py), so that lanes which a
+condition leaves out stay in step.
 """
 
 import functools

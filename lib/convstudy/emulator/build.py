@@ -22,8 +22,7 @@ _RUNTIME = ("runtime.cpp", "checker.cpp", "requests.cpp", "fiber.cpp")
 # Lines alone, in DWARF 4: of DWARF 5's table of files, older addr2lines take the wrong entry.
 _COMMON = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-g1", "-gdwarf-4", "-march=native")
 
-# Both modes must round alike: no contraction (a kernel says fmaf where it means it). Without
-# -fno-gnu-unique the shared arrays of a template would be one symbol in the whole process.
+# Both modes must round alike: no contraction (a kernel says fmaf where it means it).
 _KERNEL = (
     *_COMMON,
     "-w",
@@ -31,24 +30,19 @@ _KERNEL = (
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fno-exceptions",
-    "-fno-gnu-unique",
-    "-fno-extern-tls-init",
     "-fdiagnostics-color=never",
     "-fno-diagnostics-show-caret",
 )
 _FAST = ("-O3",)
-# Accesses stay where the source has them: none is moved to where the source would not make it, and
-# no piece of code is copied or merged, so that each place of the source keeps one address. Jumps
-# through tables would hide the loops.
+# No access is moved to where the source would not make it, and none is copied, so that each place
+# of the source keeps one address. Jumps through tables, functions in two parts and calls at the end
+# of a function that become jumps would hide the loops.
 _CHECKED = (
     "-O2",
     "-fsanitize=thread,bounds",
     "-fsanitize-coverage=trace-pc",
-    "-fno-tree-vectorize",
     "-fno-tree-loop-im",
     "-fno-thread-jumps",
-    "-fno-crossjumping",
-    "-fno-tree-tail-merge",
     "-fno-reorder-blocks-and-partition",
     "-fno-jump-tables",
     "-fno-optimize-sibling-calls",

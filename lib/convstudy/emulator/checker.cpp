@@ -9,7 +9,7 @@
 
 namespace emu {
 
-// ---- shadow memory -------------------------------------------------------------------------------
+// ---- shadow memory ------------------------------------------------------------------------------
 Shadow::Shadow(Range r) : range(r) {
     words_ = static_cast<Word*>(mmap(nullptr, bytes(), PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -38,7 +38,7 @@ Checker::Checker(Worker& w)
     }
 }
 
-// ---- time ----------------------------------------------------------------------------------------
+// ---- time ---------------------------------------------------------------------------------------
 void Checker::begin_block() {
     block_synchronised();
     std::fill(written_.begin(), written_.end(), 0);
@@ -48,7 +48,7 @@ void Checker::begin_block() {
 void Checker::block_synchronised() { block_time_ = time_++; }
 
 void Checker::warp_synchronised(uint32_t warp, uint32_t lanes) {
-    // What any of them knew of any thread of the warp, all of them know now; and of each other, all.
+    // What any of them knew of the warp's threads, all of them know now; and of each other, all.
     auto* of = &known_[warp * WARP];
     std::array<uint32_t, WARP> all{};
     for (unsigned i = 0; i < WARP; i++) {
@@ -70,7 +70,7 @@ bool Checker::ordered(const Touch& before) const {
     return me == other || (me / WARP == other / WARP && before.time <= known_[me][other % WARP]);
 }
 
-// ---- one access ----------------------------------------------------------------------------------
+// ---- one access ---------------------------------------------------------------------------------
 uint16_t Checker::site(uint64_t pc) {
     auto& cached = cached_[pc >> 1 & 255];
     if (cached.pc == pc) return cached.site;
@@ -106,8 +106,8 @@ void Checker::stop(const Fault& fault) {
 bool Checker::private_memory(uint64_t address, uint32_t size) const {
     auto within = [&](const Range& r) { return address >= r.begin && address + size <= r.end; };
     const auto place = uint64_t(&w_.current->place);
-    return within(w_.current->stack) || within({place, place + sizeof(Place)}) || within(w_.module.image) ||
-           within(w_.launch->argument_block);
+    return within(w_.current->stack) || within({place, place + sizeof(Place)}) ||
+           within(w_.module.image) || within(w_.launch->argument_block);
 }
 
 Shadow* Checker::array_at(uint64_t address, uint32_t size) {
@@ -140,7 +140,7 @@ void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, b
     if (shared && word.reads[0].block != block) word.reads[0] = {};
     if (shared && word.reads[1].block != block) word.reads[1] = {};
 
-    auto conflicts = [&](const Touch& before) { return (before.bytes & bytes) && !ordered(before); };
+    auto conflicts = [&](const Touch& t) { return (t.bytes & bytes) && !ordered(t); };
     auto race = [&](const Touch& before, AccessKind what) {
         Fault f = fault(shared ? SHARED_RACE : GLOBAL_RACE, address, size, kind, pcs_[site]);
         f.sites = 2;
@@ -158,7 +158,7 @@ void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, b
     Touch now{block, time_, site, uint16_t(me), bytes, uint16_t(kind == ATOMIC)};
     Touch& last = kind == READ ? word.reads[0] : word.write;
     const bool mine = last.block == block && last.thread == me;
-    if (mine && last.time > block_time_) {
+    if (mine && last.time == time_) {  // it has not waited since
         now.bytes |= last.bytes;
         now.atomic &= last.atomic;
     }
@@ -184,7 +184,8 @@ void Checker::access(uint64_t address, uint32_t size, AccessKind kind, uint64_t 
 
     if (shared) {
         auto* written = written_.data() + (address - m.shared.begin);
-        if (kind != WRITE && !unwritten_.kind && !std::all_of(written, written + size, [](uint8_t w) { return w; }))
+        const bool all_written = !memchr(written, 0, size);
+        if (kind != WRITE && !all_written && !unwritten_.kind)
             unwritten_ = fault(UNINITIALISED_SHARED, address, size, kind, pc);
         if (kind != READ) memset(written, 1, size);
     }
@@ -204,7 +205,7 @@ void Checker::bad_index(const char* array, int64_t index, uint64_t pc) {
     stop(f);
 }
 
-// ---- counting ------------------------------------------------------------------------------------
+// ---- counting -----------------------------------------------------------------------------------
 void Checker::count_shared(uint32_t size, AccessKind kind) {
     (kind == READ ? counts.shared_loads : counts.shared_stores)++;
     (kind == READ ? counts.shared_load_bytes : counts.shared_store_bytes) += size;
@@ -237,7 +238,7 @@ void Checker::warp_stopped() {
 
 }  // namespace emu
 
-// ---- what the compiler calls ---------------------------------------------------------------------
+// ---- what the compiler calls --------------------------------------------------------------------
 namespace {
 emu::Checker* current_checker() { return emu::worker ? emu::worker->checker : nullptr; }
 

@@ -32,7 +32,7 @@
 // `used` keeps the compiler from taking an array that is never written for a constant zero.
 #define __shared__ thread_local __attribute__((used))
 
-// ---- vector types --------------------------------------------------------------------------------
+// ---- vector types -------------------------------------------------------------------------------
 namespace emu {
 
 // The whole vector as one value. Copying through it makes a float4 load one access of 16 bytes, as
@@ -91,14 +91,14 @@ struct dim3 {
     dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-// ---- where a thread is ---------------------------------------------------------------------------
+// ---- where a thread is --------------------------------------------------------------------------
 #define threadIdx (::emu::place().thread)
 #define blockIdx (::emu::place().block)
 #define blockDim (::emu::place().block_size)
 #define gridDim (::emu::place().grid_size)
 constexpr int warpSize = 32;
 
-// ---- barriers ------------------------------------------------------------------------------------
+// ---- barriers -----------------------------------------------------------------------------------
 inline void __syncthreads(int line = __builtin_LINE()) { emu::block_barrier(line); }
 inline int __syncthreads_count(int p, int line = __builtin_LINE()) {
     return int(emu::block_barrier_count(line, p != 0));
@@ -119,7 +119,7 @@ inline void __nanosleep(unsigned) {}
 inline long long clock64() { return emu::clock(); }
 inline int clock() { return int(emu::clock()); }
 
-// ---- warp shuffles and votes ---------------------------------------------------------------------
+// ---- warp shuffles and votes --------------------------------------------------------------------
 namespace emu {
 
 template <class To, class From>
@@ -175,7 +175,7 @@ inline int __all_sync(unsigned mask, int p, int line = __builtin_LINE()) {
 }
 inline unsigned __activemask() { return emu::warp_active(); }
 
-// ---- atomics -------------------------------------------------------------------------------------
+// ---- atomics ------------------------------------------------------------------------------------
 // Blocks may run on several OS threads, so these are atomic for the CPU too.
 namespace emu {
 
@@ -219,7 +219,7 @@ inline T atomicCAS(T* address, typename emu::Same<T>::type expected,
     return emu::atomic_update(address, [=](T old) { return old == expected ? v : old; });
 }
 
-// ---- loads with a cache hint: the emulator has no caches -----------------------------------------
+// ---- loads with a cache hint: the emulator has no caches ----------------------------------------
 #define EMU_LOAD(name)                  \
     template <class T>                  \
     inline T name(const T* address) {   \
@@ -243,7 +243,7 @@ EMU_STORE(__stcs)
 EMU_STORE(__stwt)
 #undef EMU_STORE
 
-// ---- arithmetic ----------------------------------------------------------------------------------
+// ---- arithmetic ---------------------------------------------------------------------------------
 namespace emu {
 template <class R>
 constexpr R lesser(R a, R b) { return b < a ? b : a; }
@@ -302,7 +302,7 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
     return unsigned(((unsigned long long)a * b) >> 32);
 }
 
-// ---- how the loader calls the kernel -------------------------------------------------------------
+// ---- how the loader calls the kernel ------------------------------------------------------------
 namespace emu {
 
 // What kernel.py compares with the arguments: 'p'ointer, 'f'loat, 'i'nteger or 's'tructure; for a
@@ -347,6 +347,6 @@ inline void call(void (*kernel)(A...), void* const* arguments) {
 #define EMU_TEXT_(x) #x
 #define EMU_TEXT(x) EMU_TEXT_(x)
 #define EMU_DYNAMIC_SHARED(labels)                                                         \
-    asm(".section .tbss,\"awT\",@nobits\n.balign 1024\n" labels ".zero " EMU_TEXT(EMU_DYNAMIC_ROOM) \
-        "\n.previous\n");
+    asm(".section .tbss,\"awT\",@nobits\n.balign 1024\n" labels                            \
+        ".zero " EMU_TEXT(EMU_DYNAMIC_ROOM) "\n.previous\n");
 #define EMU_LABEL(name) ".hidden " name "\n.globl " name "\n" name ":\n"

@@ -17,8 +17,8 @@ struct Vec3 {
 };
 using Index = Vec3<unsigned>;
 
-// Where a thread is. A reference, not a value: g++ 12 compiles `(c ? a : b)[f().x]` wrongly, where f
-// returns a structure. `const` holds: a function of a kernel runs in one thread all along.
+// Where a thread is. A reference, not a value: g++ 12 compiles `(c ? a : b)[f().x]` wrongly where
+// f returns a structure. `const` holds: a function of a kernel runs in one thread all along.
 struct Place {
     Index thread, block, block_size, grid_size;
 };

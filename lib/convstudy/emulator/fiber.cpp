@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Switching stacks by hand. The System V and AAPCS64 calling conventions say which registers a
-// function must keep; saving those on the old stack and loading them from the new one is the switch.
+// function must keep: the switch saves those on the old stack and loads them from the new one.
 #include "fiber.h"
 
 #include <cstdint>

@@ -24,7 +24,7 @@ thread_local Worker* worker __attribute__((tls_model("initial-exec"))) = nullptr
 
 namespace {
 
-// ---- stacks --------------------------------------------------------------------------------------
+// ---- stacks -------------------------------------------------------------------------------------
 constexpr size_t PAGE = 4096;
 constexpr size_t STACK = 256 * 1024;  // reserved; only the pages that are used take memory
 
@@ -63,7 +63,7 @@ void give_back(std::unique_ptr<Arena> arena) {
     idle_arenas.push_back(std::move(arena));
 }
 
-// ---- the module ----------------------------------------------------------------------------------
+// ---- the module ---------------------------------------------------------------------------------
 struct TlsIndex {
     unsigned long module, offset;
 };
@@ -81,8 +81,9 @@ int match_module(dl_phdr_info* info, size_t, void* data) {
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const auto& part = info->dlpi_phdr[i];
         if (part.p_type == PT_LOAD) {
-            image.begin = std::min<uint64_t>(image.begin, info->dlpi_addr + part.p_vaddr);
-            image.end = std::max<uint64_t>(image.end, info->dlpi_addr + part.p_vaddr + part.p_memsz);
+            const uint64_t begin = info->dlpi_addr + part.p_vaddr;
+            image.begin = std::min(image.begin, begin);
+            image.end = std::max<uint64_t>(image.end, begin + part.p_memsz);
         }
         if (part.p_type == PT_TLS) tls = &part;
     }
@@ -114,7 +115,7 @@ Index unflatten(uint32_t number, const uint32_t (&size)[3]) {
     return {number % size[0], number / size[0] % size[1], number / size[0] / size[1]};
 }
 
-// ---- waiting -------------------------------------------------------------------------------------
+// ---- waiting ------------------------------------------------------------------------------------
 void to_scheduler() { switch_to(worker->current->context, worker->scheduler); }
 
 void fiber_main() {
@@ -134,7 +135,8 @@ uint64_t wait_for_block(int line, uint64_t value) {
     return f.result;
 }
 
-uint64_t wait_for_warp(uint32_t mask, int line, uint64_t value, uint32_t source, WarpAction action) {
+uint64_t wait_for_warp(uint32_t mask, int line, uint64_t value, uint32_t source,
+                       WarpAction action) {
     Fiber& f = *worker->current;
     f.line = uint32_t(line);
     f.mask = mask | 1u << (f.number % WARP);
@@ -167,7 +169,7 @@ void vote(Fiber* warp, uint32_t lanes) {
     for_each_lane(lanes, [&](unsigned i) { warp[i].result = ballot; });
 }
 
-// ---- the scheduler -------------------------------------------------------------------------------
+// ---- the scheduler ------------------------------------------------------------------------------
 void start_block(Worker& w, uint64_t number) {
     w.block = uint32_t(number);
     const Index block = unflatten(w.block, w.launch->grid);
@@ -339,7 +341,7 @@ void abandon(const Fault& fault) {
     __builtin_unreachable();
 }
 
-// ---- what a kernel calls -------------------------------------------------------------------------
+// ---- what a kernel calls ------------------------------------------------------------------------
 const Place& place() { return worker->current->place; }
 unsigned lane() { return worker->current->number % WARP; }
 

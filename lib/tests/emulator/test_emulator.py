@@ -382,6 +382,19 @@ def test_neighbouring_bytes_of_one_word_are_no_race():
     np.testing.assert_array_equal(y, x + 1)
 
 
+def test_what_came_before_a_warp_barrier_is_ordered_byte_by_byte():
+    body = """
+        __shared__ unsigned char tile[4];
+        if (threadIdx.x == 0) tile[0] = 7;
+        __syncwarp();
+        if (threadIdx.x == 0) tile[1] = 8;
+        y[threadIdx.x] = tile[0];
+    """
+    y = np.zeros(32, F32)
+    kernel(body)(1, 32, (y, y, I32(0)))
+    assert (y == 7).all()
+
+
 def test_barrier_faults_are_found_without_checking_too():
     early = kernel("if (threadIdx.x < 3) return;\n__syncthreads();", checked=False)
     with pytest.raises(emulator.DivergentBarrier, match=r"kernel\.cu:4: .* has returned"):
@@ -520,6 +533,37 @@ def test_lanes_that_a_condition_leaves_out_stay_in_step():
     assert counts.global_loads == loads
     assert counts.global_load_requests == requests
     assert counts.global_load_sectors == sectors
+
+
+def test_switches_and_calls_in_loops_stay_in_step():
+    head = """
+    __device__ __noinline__ float once(const float* x, int t, int i)
+    {
+        if (t != 7) return x[t];
+        float sum = 0.0f;
+        for (int k = 0; k < i; k++) sum += x[k];
+        return sum;
+    }
+    """
+    body = """
+        int t = threadIdx.x;
+        float sum = 0.0f;
+        for (int i = 0; i < 3; i++) {
+            switch ((t + i) % 7) {
+                case 0: sum += 1.0f; break;
+                case 1: sum *= x[40]; break;
+                case 2: sum -= x[41]; break;
+                case 3: sum /= 2.0f; break;
+                case 4: sum = x[42]; break;
+                case 5: sum = -sum;
+            }
+            sum += once(x, t, i);
+        }
+        y[t] = sum;
+    """
+    counts = kernel(body, head=head)(1, 32, (np.ones(64, F32), np.ones(64, F32), I32(0)))
+    # Three cases of a switch, and the call's x[t], in each iteration; x[k] for k < i.
+    assert counts.global_load_requests == 3 * 3 + 3 + (0 + 1 + 2)
 
 
 def test_counts_add_up():
