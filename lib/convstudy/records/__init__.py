@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Records of measurements: written once, checked whenever they are read, and made into tables."""
 
-from convstudy.records.record import SCHEMA, RecordError, digest, load, validate, write
+from convstudy.records.record import (
+    SCHEMA,
+    RecordError,
+    digest,
+    load,
+    validate,
+    validate_result,
+    write,
+)
 from convstudy.records.table import machines, newest, provenance, table
 
 __all__ = [
@@ -14,5 +22,6 @@ __all__ = [
     "provenance",
     "table",
     "validate",
+    "validate_result",
     "write",
 ]

@@ -5,6 +5,7 @@ A journal is a file of JSON lines. The first says what is being measured; each f
 finished result, on disk before the next case begins.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -49,13 +50,12 @@ class Journal:
         fresh.rename(self.path)
 
     def _whole_lines(self):
-        """Return the lines that are whole: the last may be torn, where the run was killed."""
+        """Return the lines that are whole: one may be torn, where the run was killed."""
         lines = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
+        texts = self.path.read_bytes().split(b"\n") if self.path.exists() else ()
+        for text in texts:
+            with contextlib.suppress(ValueError):
                 lines.append(json.loads(text))
-            except ValueError:
-                break
         return lines
 
     def _free_name(self):
@@ -71,7 +71,7 @@ class Journal:
 
     def remove(self):
         """Remove the journal: its record is written."""
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
 
 def _append(path, *lines):

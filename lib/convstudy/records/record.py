@@ -8,8 +8,9 @@ named by file and field.
 import functools
 import hashlib
 import json
+import math
 import os
-import tempfile
+import re
 from pathlib import Path
 
 import jsonschema
@@ -22,8 +23,10 @@ class RecordError(ValueError):
 
 
 @functools.cache
-def _validator():
+def _validator(part=""):
     schema = json.loads(Path(__file__).with_name("schema.json").read_text())
+    if part:
+        schema = {"$ref": f"#/$defs/{part}", "$defs": schema["$defs"]}
     return jsonschema.Draft202012Validator(schema)
 
 
@@ -46,20 +49,16 @@ def validate(record, name="record"):
     name : str
         How the message calls it: the file's name.
     """
-    errors = sorted(_validator().iter_errors(record), key=lambda e: len(e.absolute_path))
-    if errors:
-        error = errors[-1]
-        while error.context:  # of alternatives, the one that came closest says most
-            error = max(error.context, key=lambda e: len(e.absolute_path))
-        raise RecordError(f"{name}: {_field(error)}: {error.message[:200]}")
+    _follow(_validator(), record, name)
     seen = set()
     for i, result in enumerate(record["results"]):
         if result["case"] in seen:
             raise RecordError(f"{name}: results[{i}].case: {result['case']!r} stands there twice")
         seen.add(result["case"])
-        check = result["check"]
-        if result["status"] == "ok" and check and not check["passed"]:
-            raise RecordError(f"{name}: results[{i}].check: it failed, yet the status is ok")
+    time = re.sub("[-:]", "", record["created_utc"])
+    identity = f"{time}-{record['source']['commit'][:7]}-{record['suite']}"
+    if record["id"] != identity:
+        raise RecordError(f"{name}: id: {record['id']!r}, but time, commit and suite: {identity!r}")
     if record["digest"] != digest(record):
         raise RecordError(
             f"{name}: digest: it does not fit the content, so the record was changed after it was "
@@ -67,12 +66,49 @@ def validate(record, name="record"):
         )
 
 
-def _field(error):
-    """Return a path such as ``results[3].samples_s[0]``."""
-    path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path
-    ).lstrip(".")
-    return path or "the whole"
+def validate_result(result, name):
+    """Raise `RecordError` unless `result` can be one of a record's results."""
+    _follow(_validator("result"), result, name)
+
+
+def _follow(validator, value, name):
+    """Refuse what does not follow the schema, or that JSON cannot hold."""
+    for path, leaf in _leaves(value):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise RecordError(f"{name}: {_field(path)}: {leaf} is not a finite number")
+        if not isinstance(leaf, str | int | float | None):
+            kind = type(leaf).__name__
+            raise RecordError(f"{name}: {_field(path)}: JSON has no {kind}, as {leaf!r} is")
+    errors = sorted(validator.iter_errors(value), key=lambda e: len(e.absolute_path))
+    if errors:
+        error = errors[-1]
+        while error.context:  # of alternatives, the one that came closest says most
+            error = max(error.context, key=lambda e: (len(e.absolute_path), e.validator != "type"))
+        raise RecordError(f"{name}: {_field(error.absolute_path)}: {_short(error.message)}")
+
+
+def _leaves(value, path=()):
+    """Yield the path and the value of all that is neither a dict nor a list."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        yield path, value
+        return
+    for name, part in items:
+        yield from _leaves(part, (*path, name))
+
+
+def _field(path):
+    """Return a path as text, such as ``results[3].samples_s[0]``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".") or "the whole"
+
+
+def _short(text, limit=200):
+    """Return `text` without its middle, where it is long: a message ends with what is wrong."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
 
 
 def load(path):
@@ -81,17 +117,19 @@ def load(path):
     Raises
     ------
     RecordError
-        Where the file is no JSON, holds a name twice or a number that is none, or does not
-        validate.
+        Where the file is no JSON, holds a name twice or a number that is none, does not validate,
+        or is named unlike its record.
     """
     path = Path(path)
     try:
         record = json.loads(
-            path.read_text(), object_pairs_hook=_unique, parse_constant=_no_constant
+            path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path.name}: not a record: {error}") from None
     validate(record, path.name)
+    if path.name != f"{record['id']}.json":
+        raise RecordError(f"{path.name}: id: {record['id']!r}, unlike the file's name")
     return record
 
 
@@ -118,19 +156,22 @@ def write(record, folder):
     FileExistsError
         Where there is such a file: records are only ever added.
     """
-    validate(record, record.get("id", "record"))
+    validate(record, "the record to write")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['id']}.json"
     if path.exists():
         raise FileExistsError(f"{path.name} exists; records are only ever added, never replaced")
     # Written under another name and then renamed: a reader never sees half a record.
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-        file.write(_text(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.rename(file.name, path)
+    unfinished = path.with_suffix(".tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(_text(record))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 

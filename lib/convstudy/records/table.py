@@ -5,7 +5,12 @@ import pandas as pd
 
 from convstudy import paths
 from convstudy.records import statistics
-from convstudy.records.record import load
+from convstudy.records.record import RecordError, load
+
+_COLUMNS = (
+    *("machine", "record", "commit", "case", "kernel", "clock", "cache", "transfers", "status"),
+    *("reason", "samples", "median_s", "p20_s", "p80_s", "stale"),
+)
 
 
 def machines():
@@ -33,11 +38,20 @@ def newest(machine, suite):
     ValueError
         Where the machine has no record at all; the message lists those that have.
     RecordError
-        Where the record is broken.
+        Where the record is broken, or is another machine's.
     """
     files = sorted(_folder(machine).glob(f"*-{suite}.json"))
-    files = [file for file in files if file.stem.split("-", 2)[2] == suite]
-    return load(files[-1]) if files else None
+    # A suite's name may end another's; what it is follows the time and the commit.
+    files = [file for file in files if file.stem.split("-", 2)[2:] == [suite]]
+    if not files:
+        return None
+    record = load(files[-1])
+    if record["machine"]["slug"] != machine:
+        raise RecordError(
+            f"{files[-1].name}: machine.slug: {record['machine']['slug']!r}, yet it lies in the "
+            f"folder of {machine!r}"
+        )
+    return record
 
 
 def table(suite, of=None, current_sha256=None):
@@ -56,7 +70,7 @@ def table(suite, of=None, current_sha256=None):
     -------
     pandas.DataFrame
         Columns: machine, record, commit, case, the labels, kernel, clock, cache, transfers,
-        status, reason, samples, median_s, p20_s, p80_s, ``value_...``, stale. Empty where no
+        status, reason, samples, median_s, p20_s, p80_s, ``value_...``, stale. No rows where no
         machine has run the suite.
     """
     rows = []
@@ -64,7 +78,7 @@ def table(suite, of=None, current_sha256=None):
         record = newest(machine, suite)
         for result in record["results"] if record else ():
             rows.append(_row(record, machine, result, current_sha256))
-    return pd.DataFrame(rows, columns=None if rows else ["machine", "status", "median_s"])
+    return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
 
 
 def _row(record, machine, result, current_sha256):
