@@ -111,10 +111,15 @@ _STOPWATCHES = dict(zip(CLOCKS, (_host, _synchronised, _event), strict=True))
 
 
 def _flusher(device):
-    """Return a function that overwrites L2, and asks the same of the host's caches of nobody."""
-    if not device.is_gpu:
-        raise ValueError("clocks: only a GPU's L2 is flushed; time a CPU with warm caches")
+    """Return a function that overwrites L2: all of it, with as much again to be sure."""
+    if isinstance(device, tuple) or not device.is_gpu:
+        raise ValueError("clocks: only one GPU's L2 is flushed; leave other caches warm")
     xp = array_module(device)
     with xp.cuda.Device(device.index):
         buffer = xp.empty(2 * device.l2_bytes, xp.int8)
-    return lambda: buffer.data.memset_async(0, buffer.nbytes)
+
+    def flush():
+        with xp.cuda.Device(device.index):
+            buffer.data.memset_async(0, buffer.nbytes)
+
+    return flush

@@ -4,13 +4,14 @@
 import datetime
 import re
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
 from convstudy import paths
 from convstudy.measure import provenance
 from convstudy.measure.suite import not_measured
-from convstudy.records import SCHEMA, digest, machines, newest, write
+from convstudy.records import SCHEMA, digest, machines, newest, validate_result, write
 from convstudy.records.journal import Journal
 
 LOCAL = paths.LOCAL_MEASUREMENTS.name
@@ -82,22 +83,54 @@ def run(suite, machine=LOCAL, options=None, say=print):
 
 def _run_cases(suite, options, journal):
     cases = list(suite.cases(options))
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"suite {suite.name} has two cases {twice[0]!r}; name them apart")
     with tqdm(cases, desc=suite.name, unit="case", disable=None, leave=False) as progress:
         for case in progress:
-            if case.name not in journal.finished:
+            if not _is_finished(journal.finished.get(case.name)):
                 progress.set_postfix_str(case.name)
                 journal.add(case.name, _results(case))
+
+
+def _is_finished(results):
+    # What failed once is tried again: what it lacked may be there by now.
+    return results is not None and all(result["status"] != "failed" for result in results)
 
 
 def _results(case):
     if case.skip:
         return [not_measured(case, "skipped", case.skip)]
     try:
-        return case.run()
+        results = case.run()
+        _check(case, results)
+        return results
     except Exception as error:
         # One case that fails must not take the others with it.
-        text = (str(error).splitlines() or [""])[0].replace(str(paths.ROOT), ".")
-        return [not_measured(case, "failed", f"{type(error).__name__}: {text}")]
+        text = _without_folders((str(error).splitlines() or [""])[0])
+        return [not_measured(case, "failed", f"{type(error).__name__}: {text}".rstrip(": "))]
+
+
+def _check(case, results):
+    """Refuse now what the record would be refused for at the end, with all other cases in it."""
+    if not results:
+        raise ValueError("it gives no result")
+    names = [result["case"] for result in results]
+    for name, result in zip(names, results, strict=True):
+        if name != case.name and not name.startswith(f"{case.name}/"):
+            raise ValueError(f"its result is called {name!r}; begin that with {case.name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"two of its results are called {name!r}")
+        validate_result(result, name)
+
+
+def _without_folders(text):
+    """Return `text` without the folders of this machine, which may name its user."""
+    for folder, name in ((paths.ROOT, "."), (Path.home(), "~")):
+        if folder != Path("/"):
+            text = text.replace(str(folder), name)
+    return text
 
 
 def _record(header, journal, source, seconds):
@@ -141,10 +174,19 @@ def _options(suite, given):
     for name, value in given.items():
         kind = type(options[name])
         try:
-            options[name] = kind(value)
-        except ValueError:
+            options[name] = value if type(value) is kind else _READ[kind](str(value))
+        except (KeyError, ValueError):
             raise ValueError(
                 f"suite {suite.name}: {name}={value!r} must be of type {kind.__name__}, "
                 f"such as {suite.options[name]!r}"
             ) from None
     return options
+
+
+# Text as a value; bool("no") would be true.
+_READ = {
+    int: int,
+    float: float,
+    str: str,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+}

@@ -15,7 +15,7 @@ class Case:
     Attributes
     ----------
     name : str
-        Unique in its suite; a result's own name begins with it.
+        Unique in its suite; its result's name too, or what its results' names begin with.
     run : callable
         Returns a list of results, made by `result`.
     skip : str or None
@@ -83,7 +83,8 @@ def result(
     case : str
         Unique in the record.
     labels : dict
-        By what tables and figures find it.
+        By what tables and figures find it. An ``algorithm`` that is a kernel of ours is kept with
+        its source's hash, so that the row is stale once that kernel changes.
     samples_s : sequence of float
         Raw samples, seconds.
     launch : Launch, optional
@@ -95,13 +96,14 @@ def result(
     """
     from convstudy.measure.provenance import gpu_state
 
-    kernel = launch.kernel if launch else None
+    kernel = launch.kernel if launch else labels.get("algorithm")
+    kernel = kernel if kernel in compile.kernels() else None
     return {
         "case": case,
         "labels": labels,
         "problem": _problem(problem) if problem else None,
         "kernel": kernel,
-        "source_sha256": compile.source_sha256(kernel, launch.defines) if launch else None,
+        "source_sha256": _source_sha256(kernel, launch) if kernel else None,
         "launch": _launch(launch) if launch else None,
         "resources": _resources(launch, device) if launch and device and device.is_gpu else None,
         "clock": clock,
@@ -152,6 +154,10 @@ def _problem(problem):
         "dtype": problem.dtype,
         "layout": problem.layout,
     }
+
+
+def _source_sha256(kernel, launch):
+    return compile.source_sha256(kernel, launch.defines if launch else ())
 
 
 def _launch(launch):
