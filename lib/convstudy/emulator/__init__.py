@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: MIT
 """Runs CUDA C++ kernels, unmodified, on the CPU: counts what they do, and stops at their faults.
 
->>> kernel = load(text, "scale")                              # doctest: +SKIP
->>> counts = kernel(grid, block, (x, y, np.int32(n)))         # doctest: +SKIP
+>>> import numpy as np
+>>> text = '''
+... extern "C" __global__ void twice(const float* x, float* y, int n) {
+...     int i = blockIdx.x * blockDim.x + threadIdx.x;
+...     if (i < n) y[i] = 2.0f * x[i];
+... }'''
+>>> x, y = np.arange(100, dtype=np.float32), np.zeros(100, np.float32)
+>>> counts = load(text, "twice")(4, 32, (x, y, np.int32(100)))
+>>> float(y[99]), counts.global_loads, counts.global_load_sectors
+(198.0, 100, 13)
+>>> load(text, "twice")(4, 32, (x, y, np.int32(101)))  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+...
+convstudy.emulator.errors.OutOfBounds: kernel.cu:4: twice: thread (4, 0, 0) of block (3, 0, 0) ...
 
 g++ compiles the text of a .cu file behind a header that gives CUDA's built-ins a meaning
 (cuda_cpu.h). Blocks run one after the other. The threads of a block are fibers (fiber.h): each
