@@ -5,12 +5,12 @@ A record is written once and never changed. Whatever is read is checked first, a
 named by file and field.
 """
 
+import datetime
 import functools
 import hashlib
 import json
 import math
 import os
-import re
 from pathlib import Path
 
 import jsonschema
@@ -55,7 +55,13 @@ def validate(record, name="record"):
         if result["case"] in seen:
             raise RecordError(f"{name}: results[{i}].case: {result['case']!r} stands there twice")
         seen.add(result["case"])
-    time = re.sub("[-:]", "", record["created_utc"])
+    try:
+        created = datetime.datetime.strptime(record["created_utc"], "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        raise RecordError(
+            f"{name}: created_utc: {record['created_utc']!r} is on no calendar"
+        ) from None
+    time = f"{created:%Y%m%dT%H%M%SZ}"
     identity = f"{time}-{record['source']['commit'][:7]}-{record['suite']}"
     if record["id"] != identity:
         raise RecordError(f"{name}: id: {record['id']!r}, but time, commit and suite: {identity!r}")
@@ -160,12 +166,16 @@ def write(record, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['id']}.json"
-    if path.exists():
-        raise FileExistsError(f"{path.name} exists; records are only ever added, never replaced")
-    # Written under another name and then renamed: a reader never sees half a record.
+    # Written under another name and then renamed: a reader never sees half a record. That name is
+    # taken by one writer at a time, so none renames over what another has just written.
     unfinished = path.with_suffix(".tmp")
+    file = unfinished.open("x", encoding="utf-8")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        with file:
+            if path.exists():
+                raise FileExistsError(
+                    f"{path.name} exists; records are only ever added, never replaced"
+                )
             file.write(_text(record))
             file.flush()
             os.fsync(file.fileno())

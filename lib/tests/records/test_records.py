@@ -157,9 +157,13 @@ REFUSED = {
     "id of another suite": (("suite",), "memory", "id: '20240102T030405Z-abababa-ladder'"),
     "id of another commit": (("source", "commit"), "cd" * 20, "id: .*-cdcdcdc-ladder"),
     "id of another time": (("created_utc",), "2024-01-02T03:04:06Z", "id: .*030406Z"),
+    "no such day": (("created_utc",), "2024-02-30T03:04:05Z", "created_utc: '2024-02-30.*calendar"),
     "duplicated case": ((*R, "case"), "a", r"results\[1\].case: 'a' stands there twice"),
     "failed check": ((*R, "check", "passed"), False, r"results\[1\].check.passed: "),
     "grid of text": ((*R, "launch", "grid", 0), "2", r"results\[1\].launch.grid\[0\]: '2'"),
+    "grid of four": ((*R, "launch", "grid"), [1, 1, 1, 1], r"results\[1\].launch.grid: .* long"),
+    "grid of none": ((*R, "launch", "grid"), [], r"results\[1\].launch.grid: .*non-empty"),
+    "block of four": ((*R, "launch", "block"), [1] * 4, r"results\[1\].launch.block: .* long"),
     "empty grid": ((*R, "launch", "grid", 0), 0, r"results\[1\].launch.grid\[0\]: 0"),
     "define of text": ((*R, "launch", "defines", "T"), "4", r"results\[1\].launch.defines.T: "),
     "launch without block": (
@@ -329,6 +333,29 @@ def test_records_are_only_added(tmp_path):
     records.write(make(time="20240102T030406Z"), tmp_path)
     assert path.read_text() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("moment", ["fsync", "rename"])
+def test_of_two_writers_of_one_id_one_is_refused(moment, tmp_path, monkeypatch):
+    refused = []
+
+    def meanwhile(target, name):
+        original = getattr(target, name)
+
+        def step(*arguments):
+            monkeypatch.setattr(target, name, original)
+            with pytest.raises(FileExistsError) as caught:
+                records.write(make(results=[row("second")]), tmp_path)
+            refused.append(caught.value)
+            return original(*arguments)
+
+        monkeypatch.setattr(target, name, step)
+
+    meanwhile(*{"fsync": (os, "fsync"), "rename": (record_module.Path, "rename")}[moment])
+    path = records.write(make(results=[row("first")]), tmp_path)
+    assert len(refused) == 1
+    assert [result["case"] for result in records.load(path)["results"]] == ["first"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("broken", ["fsync", "rename", "text"])
