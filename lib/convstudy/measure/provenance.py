@@ -189,7 +189,8 @@ def source():
     RuntimeError
         Where there is neither a git checkout nor a commit in the environment.
     """
-    commit = os.environ.get(COMMIT_VARIABLE) or _output("git", "rev-parse", "HEAD")
+    named = os.environ.get(COMMIT_VARIABLE)
+    commit = named or _output("git", "rev-parse", "HEAD")
     if not commit or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise RuntimeError(
             f"measure: the source's commit is unknown ({commit!r}); measure in a git checkout, or "
@@ -198,7 +199,7 @@ def source():
     status = "git", "status", "--porcelain"
     # A file of the library that is not tracked is measured too, and is in no commit.
     changes = _output(*status, "--untracked-files=no") or _output(*status, str(paths.PACKAGE))
-    if COMMIT_VARIABLE in os.environ:
+    if named:
         changes = None  # who names the commit vouches for the files; the hash lets anyone check
     return {"commit": commit, "dirty": bool(changes), "sha256": tree_sha256()}
 
