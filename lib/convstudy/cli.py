@@ -164,7 +164,10 @@ def _doctor(_):
 
 
 def _data_check(_):
-    raise NotImplementedError
+    from convstudy import images
+
+    for line in images.check():
+        print(line)
 
 
 def _notebooks(arguments):
