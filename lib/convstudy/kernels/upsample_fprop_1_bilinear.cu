@@ -22,7 +22,10 @@ __device__ __forceinline__ Between locate(int i, int size)
     return {low, min(low + 1, size - 1), float(int(position % last)) / float(last)};
 }
 
-__device__ __forceinline__ float mix(float a, float b, float share) { return fmaf(share, b - a, a); }
+__device__ __forceinline__ float mix(float a, float b, float share)
+{
+    return fmaf(share, b - a, a);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 upsample_fprop_1_bilinear(const float* __restrict__ x, float* __restrict__ y, int H, int W)
