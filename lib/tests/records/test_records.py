@@ -589,4 +589,5 @@ def test_a_torn_rewrite_leaves_the_journal_it_was_made_from(tmp_path, monkeypatc
         patch.setattr(type(path), "rename", lambda *a: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
             Journal(path, HEADER)
-    assert list(Journal(path, HEADER).finished) == ["a"]
+    for _ in range(2):
+        assert list(Journal(path, HEADER).finished) == ["a"]
