@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import subprocess
 
 from convstudy import paths
@@ -19,6 +18,8 @@ from convstudy.device import array_module, devices
 COMMIT_VARIABLE = "CONVSTUDY_COMMIT"
 _SOURCES = ("*.py", "*.cu", "*.cuh", "*.h", "*.cpp", "*.json")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# The line of names above the rows begins with GPU0 too, but goes on with no way to anything.
+_TOPOLOGY_ROW = re.compile(r"^GPU(\d+)\s+((?:X|NV|PIX|PXB|PHB|NODE|SYS).*)", re.MULTILINE)
 
 
 def machine(slug):
@@ -118,11 +119,15 @@ def _state(nvml, handle):
 
 def _topology():
     """Return how each GPU reaches each other one, in ``nvidia-smi topo``'s words, or None."""
-    if len(devices()) < 2 or not shutil.which("nvidia-smi"):
+    if len(devices()) < 2:
         return None
     text = _ANSI.sub("", _output("nvidia-smi", "topo", "-m") or "")
-    rows = [line.split() for line in text.splitlines() if re.match(r"GPU\d+\s", line)]
-    return [row[1 : 1 + len(devices())] for row in rows] or None
+    rows = {int(row[1]): row[2].split() for row in _TOPOLOGY_ROW.finditer(text)}
+    # The tool tells of all GPUs, in NVML's order; CUDA may see some of them, in another.
+    with contextlib.suppress(Exception):
+        seen = [nvml.nvmlDeviceGetIndex(gpu) for nvml, gpu in map(_nvml, range(len(devices())))]
+        return [[rows[one][other] for other in seen] for one in seen]
+    return None
 
 
 def software():
@@ -197,11 +202,12 @@ def source():
             f"set {COMMIT_VARIABLE} to the 40 hexadecimal digits of the commit"
         )
     status = "git", "status", "--porcelain"
-    # A file of the library that is not tracked is measured too, and is in no commit.
-    changes = _output(*status, "--untracked-files=no") or _output(*status, str(paths.PACKAGE))
-    if named:
-        changes = None  # who names the commit vouches for the files; the hash lets anyone check
-    return {"commit": commit, "dirty": bool(changes), "sha256": tree_sha256()}
+    # A file of the library that is not tracked is measured too, and is in no commit. Where git
+    # gives no answer, nothing is known to be clean.
+    whats = "--untracked-files=no", str(paths.PACKAGE)
+    clean = named or all(_output(*status, what) == "" for what in whats)
+    # Who names the commit vouches for the files; the hash lets anyone check.
+    return {"commit": commit, "dirty": not clean, "sha256": tree_sha256()}
 
 
 def tree_sha256(folder=paths.PACKAGE):

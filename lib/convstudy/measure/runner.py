@@ -17,6 +17,8 @@ from convstudy.records.journal import Journal
 LOCAL = paths.LOCAL_MEASUREMENTS.name
 SEED = 2023
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+# What leads to a file from the root; neither a URL, nor a fraction, nor a relative path.
+_FOLDERS = re.compile(r"(?<![\w.~:/)])/(?:[\w.+@~-]+/)+")
 
 
 def run(suite, machine=LOCAL, options=None, say=print):
@@ -130,7 +132,7 @@ def _without_folders(text):
     for folder, name in ((paths.ROOT, "."), (Path.home(), "~")):
         if folder != Path("/"):
             text = text.replace(str(folder), name)
-    return text
+    return _FOLDERS.sub("", text)
 
 
 def _record(header, journal, source, seconds):

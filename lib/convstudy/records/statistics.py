@@ -19,6 +19,16 @@ def tflops(flops, seconds):
     return flops / seconds / 1e12
 
 
+def share_of_peak(flops, seconds, peak):
+    """Return the share that was reached of `peak`, in floating-point operations a second."""
+    return flops / seconds / peak
+
+
+def speedup(seconds, reference):
+    """Return how many times as fast `seconds` is as `reference`, a time of the same work."""
+    return reference / seconds
+
+
 def amdahl(share, speedup):
     """Return how much faster the whole becomes when `share` of its time becomes `speedup` faster.
 

@@ -41,7 +41,7 @@ class FakeCuda:
         )
         self.stream = ThreadPoolExecutor(1)
         self.asked, self.log, self.flushed_bytes = [], [], 0
-        self.current, self.synchronised = 0, []
+        self.current, self.synchronised, self.recorded = 0, [], set()
 
     def later(self, work, *arguments):
         self.asked.append(self.stream.submit(work, *arguments))
@@ -56,7 +56,12 @@ class FakeCuda:
 
     def event(self):
         event = SimpleNamespace()
-        event.record = lambda: setattr(event, "at", self.later(time.perf_counter))
+
+        def record():
+            self.recorded.add(self.current)
+            event.at = self.later(time.perf_counter)
+
+        event.record = record
         event.synchronize = lambda: event.at.result()
         return event
 
@@ -129,6 +134,7 @@ def test_every_timed_call_finds_an_idle_device(clock, flush, fake):
     # An event clock has asked for its first event by then.
     assert all(idle[2:]) or clock == "event"
     assert set(fake.synchronised) == {GPU.index}
+    assert fake.recorded == ({GPU.index} if clock == "event" else set())
     assert all(task.done() for task in fake.asked), "nothing is left behind"
 
 
@@ -304,6 +310,47 @@ def test_a_gpu_tells_what_it_is_and_how_it_does():
     assert all(gpu["clocks_mhz"]["sm_max"] and gpu["driver"] != "unknown" for gpu in told)
 
 
+TOPOLOGY = """\
+\t{on}GPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID{off}
+GPU0\t X \tNV18\tSYS\tPIX\t0-31\t0\t\tN/A
+GPU1\tNV18\t X \tNODE\tSYS\t32-63\t1\t\tN/A
+GPU2\tSYS\tNODE\t X \tSYS\t32-63\t1\t\tN/A
+NIC0\tPIX\tSYS\tSYS\t X
+
+Legend:
+
+  X    = Self
+  NV#  = Connection traversing a bonded set of # NVLinks
+"""
+
+
+@pytest.mark.parametrize("escapes", [("", ""), ("\x1b[4m", "\x1b[0m")])
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ([0], None),
+        ([0, 1], [["X", "NV18"], ["NV18", "X"]]),
+        ([2, 0], [["X", "SYS"], ["SYS", "X"]]),
+        ([1, 2, 0], [["X", "NODE", "NV18"], ["NODE", "X", "SYS"], ["NV18", "SYS", "X"]]),
+        ([0, 3], None),
+    ],
+)
+def test_the_topology_is_that_of_the_gpus_seen(order, expected, escapes, monkeypatch):
+    text = TOPOLOGY.format(on=escapes[0], off=escapes[1])
+    done = SimpleNamespace(stdout=text)
+    monkeypatch.setattr(provenance.subprocess, "run", lambda *a, **k: done)
+    monkeypatch.setattr(provenance, "devices", lambda: tuple(order))
+    nvml = SimpleNamespace(nvmlDeviceGetIndex=lambda handle: handle)
+    monkeypatch.setattr(provenance, "_nvml", lambda index: (nvml, order[index]))
+    assert provenance._topology() == expected
+
+
+def test_a_topology_nobody_tells_is_none(monkeypatch):
+    monkeypatch.setattr(provenance, "devices", lambda: (0, 1))
+    monkeypatch.setattr(provenance, "_output", lambda *command: None)
+    assert provenance._topology() is None
+
+
 @pytest.mark.parametrize("commit", ["abc", "AB" * 20, "ab" * 20 + "\n", "main", "g" * 40])
 def test_a_commit_that_is_none_is_refused(commit, monkeypatch):
     monkeypatch.setenv(provenance.COMMIT_VARIABLE, commit)
@@ -350,6 +397,11 @@ def test_sources_that_differ_from_their_commit_are_dirty(checkout, monkeypatch):
     assert provenance.source()["dirty"] is False
     (checkout / "notes.md").write_text("other notes\n")
     assert provenance.source()["dirty"] is True
+    (checkout / "notes.md").write_text("notes\n")
+    assert provenance.source()["dirty"] is False
+    output = provenance._output
+    monkeypatch.setattr(provenance, "_output", lambda *c: None if "status" in c else output(*c))
+    assert provenance.source()["dirty"] is True, "git does not answer"
     monkeypatch.setenv(provenance.COMMIT_VARIABLE, "")
     assert provenance.source()["dirty"] is True, "an empty variable vouches for nothing"
     monkeypatch.setenv(provenance.COMMIT_VARIABLE, "ab" * 20)
@@ -567,6 +619,21 @@ def test_failed_and_skipped_cases_say_why_and_take_no_other_along(folder):
     assert rows["four"]["reason"] == "KeyError"
     assert rows["two"]["labels"] == {"name": "two"}
     assert "three" not in tiny_suite.ran(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("'/scratch/ann/x.cu' is missing", "'x.cu' is missing"),
+        ("(/opt/envs/ann-1/lib/y.so)", "(y.so)"),
+        ("at 3 TB/s of (N, C)/(H, W), see https://a.b/c/d", None),
+        ("./lib/x.cu and lib/convstudy/y.py", None),
+        ("a/b/c of 1/2/3", None),
+    ],
+)
+def test_a_reason_names_files_without_their_folders(text, told, folder):
+    record, _ = measure(tiny_suite.suite(folder, two=_fail(OSError(text))))
+    assert record["results"][1]["reason"] == f"OSError: {told or text}"
 
 
 def _row(name, **fields):

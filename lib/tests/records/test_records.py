@@ -508,6 +508,8 @@ def test_statistics(rng):
     assert np.isnan(statistics.median([]))
     assert np.isnan(statistics.quantile([], 0.5))
     assert statistics.tflops(3e12, 1.5) == 2.0
+    assert statistics.share_of_peak(3e12, 1.5, 8e12) == 0.25
+    assert statistics.speedup(0.5, reference=2.0) == 4.0
     assert statistics.amdahl(0.5, 2) == pytest.approx(1 / (0.5 + 0.25))
     assert statistics.amdahl(0.0, 7) == 1
     assert statistics.amdahl(1.0, 7) == pytest.approx(7)
