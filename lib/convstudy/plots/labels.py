@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""How figures write numbers, where those come from, and what is missing."""
+
+import math
+
+DAGGER = "†"
+STALE = f"{DAGGER} measured before its kernel was last changed"
+
+_PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
+
+
+def quantity(value, unit, digits=3):
+    """Return `value` with a unit and its prefix.
+
+    Examples
+    --------
+    >>> quantity(2.345e-8, "s"), quantity(4.1e12, "B/s"), quantity(0.0123, "s", 2)
+    ('23.4 ns', '4.1 TB/s', '12 ms')
+    """
+    if not math.isfinite(value):
+        return ""
+    if not value:
+        return f"0 {unit}"
+    power = min(max(3 * math.floor(math.log10(abs(value)) / 3), -9), 15)
+    return f"{significant(value / 10.0**power, digits)} {_PREFIXES[power]}{unit}"
+
+
+def significant(value, digits=2):
+    """Return `value` to so many digits, never as a power of ten.
+
+    Examples
+    --------
+    >>> significant(27.06), significant(0.0439), significant(1234.5), significant(7.0)
+    ('27', '0.044', '1234', '7')
+    """
+    if not value or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def times(ratio):
+    """Return a ratio as text.
+
+    Examples
+    --------
+    >>> times(28.5), times(7.31), times(0.5)
+    ('28×', '7.3×', '0.5×')
+    """
+    return f"{significant(ratio)}×" if math.isfinite(ratio) else ""
+
+
+def marked(text, stale):
+    """Return `text` with a dagger where its rows are stale."""
+    return f"{text} {DAGGER}" if stale else text
+
+
+def finished(table):
+    """Return those rows of a suite's table that were measured."""
+    return table[table["status"] == "ok"]
+
+
+def record_ids(table):
+    """Return the ids of the records that the rows of `table` come from."""
+    return tuple(table["record"].drop_duplicates())
+
+
+def sources(table):
+    """Return the text under a figure: machine, commit and record, and what a dagger means."""
+    lines = [
+        f"{machine} · commit {commit[:7]} · {record}"
+        for machine, commit, record in table[["machine", "commit", "record"]]
+        .drop_duplicates()
+        .itertuples(index=False)
+    ]
+    return "\n".join(lines + [STALE] * bool(table["stale"].any()))
+
+
+def gaps(table, suite, machines):
+    """Return a sentence for each machine that lacks a suite, or has not measured all of it.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `records.table`.
+    suite : str
+    machines : sequence of str
+    """
+    sentences = []
+    for machine in machines:
+        rows = table[table["machine"] == machine]
+        if rows.empty:
+            sentences.append(
+                f"{machine} has no record of suite {suite!r}: "
+                f"`make measure SUITE={suite} MACHINE={machine}`, run there, adds one."
+            )
+        left_out = rows[rows["status"] != "ok"]
+        for reason, cases in left_out.groupby("reason")["case"]:
+            many = f"{len(cases)} of {len(rows)} cases of suite {suite!r} are missing"
+            sentences.append(f"{machine}: {many}: {reason}")
+    return "\n".join(sentences) or f"All of suite {suite!r} is measured on each machine."
