@@ -625,7 +625,7 @@ def test_failed_and_skipped_cases_say_why_and_take_no_other_along(folder):
     ("text", "told"),
     [
         ("'/scratch/ann/x.cu' is missing", "'x.cu' is missing"),
-        ("(/opt/envs/ann-1/lib/y.so)", "(y.so)"),
+        ("(/mnt/envs/ann-1/lib/y.so)", "(y.so)"),
         ("at 3 TB/s of (N, C)/(H, W), see https://a.b/c/d", None),
         ("./lib/x.cu and lib/convstudy/y.py", None),
         ("a/b/c of 1/2/3", None),
