@@ -4,6 +4,7 @@
 import pandas as pd
 from matplotlib.ticker import NullLocator
 
+from convstudy import paths
 from convstudy.plots import labels
 from convstudy.plots.palette import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION
 from convstudy.plots.save import Drawn, footer
@@ -62,6 +63,24 @@ def display(plotted):
             "against one GPU": labels.times(row["gain"]),
         }
         for row in best(plotted).to_dict("records")
+    )
+
+
+def compared(plotted):
+    """Return what the second GPU gains here, beside what it gained in the paper."""
+    printed = pd.read_csv(paths.PAPER / "execution_time.csv")
+    printed = printed.pivot(index="what", columns="environment", values="seconds")
+    gains = printed["1 GPU, tiled"] / printed["2 GPUs, tiled + data parallel"]
+    return pd.DataFrame(
+        {
+            "machine": ours["machine"],
+            "gain of 2 GPUs over 1": what,
+            "ours: the whole network": labels.times(ours["gain"]),
+            "the paper": labels.significant(gain, 3) + "×",
+            "ours / paper": labels.significant(ours["gain"] / gain),
+        }
+        for ours in best(plotted).query("gpus == 2").to_dict("records")
+        for what, gain in gains.items()
     )
 
 

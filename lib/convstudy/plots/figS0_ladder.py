@@ -3,7 +3,7 @@
 
 import pandas as pd
 
-from convstudy import records
+from convstudy import paths, records
 from convstudy.compile import source_sha256
 from convstudy.device import Device
 from convstudy.plots import labels
@@ -134,6 +134,32 @@ def display(plotted):
                     "TFLOP/s": labels.significant(row["tflops"], 3),
                     "share of peak": f"{row['peak_share']:.0%}" if on_gpu else "",
                     "against naive": labels.times(slowest / row["median_s"]) if on_gpu else "",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+_PAPERS = {"GPU, not optimised": "conv2d_fprop_1_naive", "1 GPU, tiled": "conv2d_fprop_3_tiled"}
+
+
+def compared(plotted):
+    """Return the 18 layers' times for one image beside those that the paper prints."""
+    printed = pd.read_csv(paths.PAPER / "execution_time.csv")
+    printed = printed[printed["what"] == "convolution"].set_index("environment")["seconds"]
+    totals = plotted[(plotted["layer"] == ALL) & (plotted["n"] == 1)]
+    rows = []
+    for environment, algorithm in _PAPERS.items():
+        for ours in totals[totals["algorithm"] == algorithm].to_dict("records"):
+            ratio = ours["median_s"] / printed[environment]
+            tflops = statistics.tflops(ours["flops"], printed[environment])
+            rows.append(
+                {
+                    "machine": ours["machine"],
+                    "convolutions of one image": environment,
+                    "ours": labels.quantity(ours["median_s"], "s"),
+                    "the paper": labels.quantity(printed[environment], "s"),
+                    "ours / paper": labels.significant(ratio),
+                    "the paper's time as TFLOP/s": labels.significant(tflops),
                 }
             )
     return pd.DataFrame(rows)

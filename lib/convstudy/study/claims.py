@@ -14,6 +14,7 @@ out of reach
     Nothing here can measure it yet.
 """
 
+import textwrap
 from dataclasses import dataclass
 
 import pandas as pd
@@ -57,6 +58,28 @@ def ledger(machines):
     findings = pd.DataFrame([_JUDGES[claim](evidence) for claim in claims["id"]])
     table = pd.concat([claims, findings], axis="columns")
     return table[["id", "claim", "paper", "ours", "verdict", "reason"]]
+
+
+def told(claim, machines):
+    """Return one claim's row of the ledger as text, for a notebook; where evidence lacks, so too.
+
+    Parameters
+    ----------
+    claim : str
+        ``"P1"`` to ``"P12"``.
+    machines : sequence of str
+        As in `ledger`.
+    """
+    row = pd.read_csv(paths.PAPER / "claims.csv").set_index("id").loc[claim]
+    try:
+        found = _JUDGES[claim](Evidence(machines))
+    except LookupError as error:
+        found = Finding("not measured", OUT_OF_REACH, str(error))
+    parts = {"paper": row["paper"], "ours": found.ours, "verdict": found.verdict}
+    lines = [f"{claim}  {row['claim']}"]
+    for name, text in (parts | {"reason": found.reason}).items():
+        lines.append(textwrap.fill(f"{name:9}{text}", 88, subsequent_indent=9 * " "))
+    return "\n".join(lines)
 
 
 def _p1(evidence):

@@ -93,9 +93,9 @@ class Evidence:
         """Return the seconds of the 18 layers together."""
         return float(self.rows("ladder", algorithm=algorithm, n=n)["median_s"].sum())
 
-    def batch(self, execution):
+    def batch(self, execution, algorithm="conv2d_fprop_3_tiled"):
         """Return the seconds by batch size (rows) and number of GPUs (columns)."""
-        found = self.rows("batch", execution=execution)
+        found = self.rows("batch", execution=execution, algorithm=algorithm)
         return found.pivot(index="n", columns="gpus", values="median_s").dropna()
 
     def startup(self):
