@@ -109,7 +109,7 @@ def compared(plotted):
                     "ours / paper": labels.significant(ours / PAPER_RATIO),
                 }
             )
-    return pd.DataFrame(rows)
+    return labels.shown(rows)
 
 
 def display(plotted):
@@ -128,7 +128,7 @@ def display(plotted):
                 "wider than main memory": labels.times(row["bandwidth_ratio"]),
             }
         )
-    return pd.DataFrame(rows)
+    return labels.shown(rows)
 
 
 def title(row):

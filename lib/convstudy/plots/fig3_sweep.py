@@ -52,7 +52,7 @@ def best(plotted):
 
 def display(plotted):
     """Return `best` as people read it."""
-    return pd.DataFrame(
+    return labels.shown(
         {
             "machine": row["machine"],
             "GPUs": row["gpus"] or "none (CPU)",
@@ -71,7 +71,7 @@ def compared(plotted):
     printed = pd.read_csv(paths.PAPER / "execution_time.csv")
     printed = printed.pivot(index="what", columns="environment", values="seconds")
     gains = printed["1 GPU, tiled"] / printed["2 GPUs, tiled + data parallel"]
-    return pd.DataFrame(
+    return labels.shown(
         {
             "machine": ours["machine"],
             "gain of 2 GPUs over 1": what,

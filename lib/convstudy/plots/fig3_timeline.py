@@ -82,7 +82,7 @@ def overlap(plotted):
 
 def display(plotted):
     """Return `overlap` as people read it."""
-    return pd.DataFrame(
+    return labels.shown(
         {
             "machine": row["machine"],
             "GPUs": row["gpus"],

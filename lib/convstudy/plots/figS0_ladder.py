@@ -136,7 +136,7 @@ def display(plotted):
                     "against naive": labels.times(slowest / row["median_s"]) if on_gpu else "",
                 }
             )
-    return pd.DataFrame(rows)
+    return labels.shown(rows)
 
 
 _PAPERS = {"GPU, not optimised": "conv2d_fprop_1_naive", "1 GPU, tiled": "conv2d_fprop_3_tiled"}
@@ -162,7 +162,7 @@ def compared(plotted):
                     "the paper's time as TFLOP/s": labels.significant(tflops),
                 }
             )
-    return pd.DataFrame(rows)
+    return labels.shown(rows)
 
 
 @style()

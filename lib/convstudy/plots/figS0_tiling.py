@@ -53,6 +53,11 @@ class Tile:
         return self.constants.get("THREADS_Q", self.constants.get("TILE_Q"))
 
     @property
+    def taps(self):
+        """Taps of a filter."""
+        return self.constants["FILTER_R"] * self.constants["FILTER_S"]
+
+    @property
     def work(self):
         """Return (words, products): what a thread reads for one channel, and makes of it.
 
@@ -62,7 +67,7 @@ class Tile:
         reg_q, reg_k = has.get("REG_Q", 1), has.get("REG_K", 1)
         window = (reg_q - 1) * has["STRIDE_W"] + has["FILTER_S"]
         words = has["FILTER_R"] * (window + has["FILTER_S"] * reg_k)
-        return words, has["FILTER_R"] * has["FILTER_S"] * reg_q * reg_k
+        return words, self.taps * reg_q * reg_k
 
 
 def observe(kernel, problem=PROBLEM, chip=CHIP):
@@ -125,6 +130,28 @@ def cells(tiles):
     return pd.DataFrame(rows, columns=("kernel", "row", "column", "what", "thread"))
 
 
+def display(tiles):
+    """Return what a block and a thread of each kernel do, as people read it."""
+    rows = []
+    for tile in tiles:
+        words, products = tile.work
+        read, owned = int(tile.pixels.sum()), int((tile.thread >= 0).sum())
+        rows.append(
+            {
+                "kernel": look(tile.launch.kernel).label,
+                "threads of a block": tile.launch.threads,
+                "pixels of its tile": owned,
+                "pixels of its halo": int((tile.pixels & (tile.thread < 0)).sum()),
+                "filters": tile.filters,
+                "multiply-adds for a fetched pixel": labels.significant(
+                    owned * tile.filters * tile.taps / read, 3
+                ),
+                "shared words for a multiply-add": labels.significant(words / products),
+            }
+        )
+    return labels.shown(rows, "kernel")
+
+
 @style()
 def draw(tiles=None):
     """Draw one block of the tiled and one of the register-blocked kernel.
@@ -168,7 +195,7 @@ def _panel(axes, tile):
 def _explain(axes, tile, x, top):
     appearance = look(tile.launch.kernel)
     words, products = tile.work
-    outputs = products // (tile.constants["FILTER_R"] * tile.constants["FILTER_S"])
+    outputs = products // tile.taps
     reg_q = tile.constants.get("REG_Q", 1)
     read, owned = int(tile.pixels.sum()), int((tile.thread >= 0).sum())
     lines = (

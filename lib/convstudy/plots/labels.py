@@ -3,6 +3,8 @@
 
 import math
 
+import pandas as pd
+
 DAGGER = "†"
 STALE = f"{DAGGER} measured before its kernel was last changed"
 
@@ -75,6 +77,12 @@ def sources(table):
         .itertuples(index=False)
     ]
     return "\n".join(lines + [STALE] * bool(table["stale"].any()))
+
+
+def shown(rows, index="machine"):
+    """Return dicts as a table to read, without numbers for its rows; an empty one for none."""
+    table = pd.DataFrame(list(rows))
+    return table.set_index(index) if len(table) else table
 
 
 def gaps(table, suite, machines):
