@@ -120,6 +120,7 @@ def display(plotted):
         rows.append(
             {
                 "machine": row["machine"],
+                "processor": row["processor"].upper(),
                 "memory": labels.marked(title(row), row["stale"]),
                 "latency": labels.quantity(row["latency_s"], "s"),
                 "cycles": f"{cycles:.0f}" if cycles == cycles else "",

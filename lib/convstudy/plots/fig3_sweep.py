@@ -56,7 +56,7 @@ def display(plotted):
         {
             "machine": row["machine"],
             "GPUs": row["gpus"] or "none (CPU)",
-            "fastest cut": f"{row['streams']} streams, {row['chunks']} chunks",
+            "fastest cut": _cut(row["streams"], row["chunks"]),
             "images": row["n"],
             "time": labels.marked(labels.quantity(row["median_s"], "s"), row["stale"]),
             "images a second": labels.significant(row["images_per_s"], 3),
@@ -140,6 +140,8 @@ def _panel(axes, rows):
 
 
 def _label(gpus, streams):
-    if not gpus:
-        return "CPU"
-    return f"{gpus} GPU{'s' * (gpus > 1)}, {streams} stream{'s' * (streams > 1)}"
+    return f"{labels.many(gpus, 'GPU')}, {labels.many(streams, 'stream')}" if gpus else "CPU"
+
+
+def _cut(streams, chunks):
+    return f"{labels.many(streams, 'stream')}, {labels.many(chunks, 'chunk')}"

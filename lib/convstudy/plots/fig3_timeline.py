@@ -137,9 +137,9 @@ def draw(table):
 
 
 def _title(machine, gpus, streams, chunks, stale):
-    where = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "CPU"
-    each = f", {streams} stream{'s' * (streams > 1)}{' each' * (gpus > 1)}" if gpus else ""
-    return labels.marked(f"{machine}: {where}{each}, {chunks} chunk{'s' * (chunks > 1)}", stale)
+    where = f"{labels.many(gpus, 'GPU')}, {labels.many(streams, 'stream')}" if gpus else "CPU"
+    each = " each" * (gpus > 1)
+    return labels.marked(f"{machine}: {where}{each}, {labels.many(chunks, 'chunk')}", stale)
 
 
 def _panel(axes, case, end):

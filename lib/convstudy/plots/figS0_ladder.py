@@ -194,8 +194,7 @@ def draw(table):
     for (left, right), ((machine, n), part) in zip(axes, parts, strict=True):
         _layers(left, part[part["layer"] != ALL])
         _totals(right, part[part["layer"] == ALL])
-        images = f"{n} image{'s' * (n > 1)}"
-        left.set_title(f"{machine}, {images}: each layer", loc="left")
+        left.set_title(f"{machine}, {labels.many(n, 'image')}: each layer", loc="left")
         right.set_title("the 18 layers together", loc="left")
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))

@@ -140,9 +140,9 @@ def display(tiles):
             {
                 "kernel": look(tile.launch.kernel).label,
                 "threads of a block": tile.launch.threads,
-                "pixels of its tile": owned,
-                "pixels of its halo": int((tile.pixels & (tile.thread < 0)).sum()),
-                "filters": tile.filters,
+                "its outputs of a filter": owned,
+                "its filters": tile.filters,
+                "pixels it fetches": read,
                 "multiply-adds for a fetched pixel": labels.significant(
                     owned * tile.filters * tile.taps / read, 3
                 ),
@@ -160,8 +160,19 @@ def draw(tiles=None):
     ----------
     tiles : sequence of Tile, optional
         From `observe`; of both kernels where it is left out.
+
+    Raises
+    ------
+    ValueError
+        Where an output is not of its input's size: the two are drawn on top of each other.
     """
     tiles = [observe(kernel) for kernel in KERNELS] if tiles is None else tiles
+    for tile in tiles:
+        if tile.pixels.shape != tile.thread.shape:
+            raise ValueError(
+                f"{NAME}: an input of {tile.pixels.shape} gives an output of {tile.thread.shape}; "
+                f"draw a problem with stride 1 and padding (R // 2, S // 2), or use display()"
+            )
     drawing, axes = figure(len(tiles), 1, height=1.25 * len(tiles), squeeze=False)
     for panel, tile in zip(axes[:, 0], tiles, strict=True):
         _panel(panel, tile)

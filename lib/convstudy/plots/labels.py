@@ -53,6 +53,11 @@ def times(ratio):
     return f"{significant(ratio)}×" if math.isfinite(ratio) else ""
 
 
+def many(count, thing):
+    """Return ``1 GPU`` or ``2 GPUs``."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def marked(text, stale):
     """Return `text` with a dagger where its rows are stale."""
     return f"{text} {DAGGER}" if stale else text
@@ -105,6 +110,6 @@ def gaps(table, suite, machines):
             )
         left_out = rows[rows["status"] != "ok"]
         for reason, cases in left_out.groupby("reason")["case"]:
-            many = f"{len(cases)} of {len(rows)} cases of suite {suite!r} are missing"
-            sentences.append(f"{machine}: {many}: {reason}")
+            part = f"{len(cases)} of {len(rows)} cases of suite {suite!r} are missing"
+            sentences.append(f"{machine}: {part}: {reason}")
     return "\n".join(sentences) or f"All of suite {suite!r} is measured on each machine."
