@@ -207,14 +207,14 @@ def _explain(axes, tile, x, top):
     appearance = look(tile.launch.kernel)
     words, products = tile.work
     outputs = products // tile.taps
-    reg_q = tile.constants.get("REG_Q", 1)
     read, owned = int(tile.pixels.sum()), int((tile.thread >= 0).sum())
+    share = f", {tile.constants['REG_Q']} of each of its filters" if outputs > 1 else ""
     lines = (
         (appearance.label, appearance.color, "bold"),
         (f"A block: {tile.launch.threads} threads, {owned} pixels of {tile.filters} filters.", "k"),
         (f"Of each channel it fetches {read} pixels: those {owned},", "k"),
         (f"and a halo of {read - owned}.", "#b37700"),
-        (f"A thread: {outputs} output{'s' * (outputs > 1)}, {reg_q} of each of its filters.", "k"),
+        (f"A thread: {labels.many(outputs, 'output')}{share}.", "k"),
         (f"Of each channel it reads {words} words (pixels: dotted)", "k"),
         (f"for {products} multiply-adds: {labels.significant(words / products)} each.", "k"),
     )
