@@ -237,7 +237,7 @@ def _totals(axes, part):
     axes.set_ylim(-0.7, max(4, len(names)) - 0.3)
     axes.set_xscale("log")
     # Room for what is written to the right of the last point.
-    axes.set_xlim(low, high * (high / low) ** 1.1)
+    axes.set_xlim(low, high * (high / low) ** 1.25)
     axes.tick_params(axis="x", which="both", length=0, labelbottom=False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
