@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""Fig. 4: run time per environment, the paper's and ours, under each clock."""
+
+import pandas as pd
+
+from convstudy import paths
+from convstudy.plots import labels
+from convstudy.plots.palette import BLACK, ENVIRONMENTS, look
+from convstudy.plots.save import Drawn, footer
+from convstudy.plots.style import figure, style
+
+NAME = "fig4_execution_time"
+COLUMNS = ("environment", "execution", "clock", "what", "median_s", "paper_s", "machine")
+WHATS = {"convolution": "the 18 convolutions", "network": "the whole network"}
+_CLOCKS = ("synchronised", "event", "host")
+_EXECUTIONS = ("cpu", "offload", "resident")
+# The host's clock, when nobody waits for the GPU; the GPU's own events.
+_MARKS = {"host": ("<", "white"), "event": ("|", BLACK)}
+
+
+def paper():
+    """Return the seconds that the paper prints, by environment and what was timed."""
+    printed = pd.read_csv(paths.PAPER / "execution_time.csv")
+    return printed.set_index(["environment", "what"])["seconds"]
+
+
+def bars(table):
+    """Return one row for each time of one image.
+
+    What `offload` leaves on the CPU runs as plain loops, as the paper's does.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "environments", from `records.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS`. The paper's seconds stand beside the executions that it had, whatever
+        the clock: it does not say which it used.
+    """
+    done = labels.finished(table)
+    if done.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    done = done[done["rest"] != "cpu-blas"]
+    printed = paper()
+    known = [
+        printed.get((row.environment, row.what), float("nan"))
+        if row.execution in ("cpu", "offload")
+        else float("nan")
+        for row in done.itertuples()
+    ]
+    done = done.assign(paper_s=known)
+    orders = {
+        "machine": list(done["machine"].drop_duplicates()),
+        "environment": list(ENVIRONMENTS),
+        "execution": _EXECUTIONS,
+        "what": list(WHATS),
+        "clock": _CLOCKS,
+    }
+    order = pd.DataFrame(
+        {name: done[name].map(list(values).index) for name, values in orders.items()}
+    )
+    return done.loc[order.sort_values(list(orders)).index, list(COLUMNS)].reset_index(drop=True)
+
+
+def compared(plotted):
+    """Return ours, theirs and the ratio, by the clock that waits."""
+    rows = plotted[(plotted["clock"] == "synchronised") & plotted["paper_s"].notna()]
+    return labels.shown(
+        {
+            "machine": row["machine"],
+            "environment": row["environment"],
+            "what": row["what"],
+            "ours": labels.quantity(row["median_s"], "s"),
+            "the paper": labels.quantity(row["paper_s"], "s"),
+            "ours / paper": labels.significant(row["median_s"] / row["paper_s"]),
+        }
+        for row in rows.to_dict("records")
+    )
+
+
+@style()
+def draw(table):
+    """Draw a bar for each environment and execution, the paper's numbers as diamonds.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "environments", from `records.table`.
+
+    Returns
+    -------
+    Drawn
+        Without a figure where nothing was measured.
+    """
+    plotted = bars(table)
+    if plotted.empty:
+        return Drawn(NAME, plotted)
+    parts = [(machine, _lines(rows)) for machine, rows in plotted.groupby("machine", sort=False)]
+    heights = [len(lines) for _, lines in parts]
+    drawing, axes = figure(
+        *(len(parts), 2),
+        height=1.0 + 0.175 * sum(heights) + 0.25 * len(parts),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        height_ratios=heights,
+    )
+    for (machine, lines), panels in zip(parts, axes, strict=True):
+        for panel, (what, title) in zip(panels, WHATS.items(), strict=True):
+            _panel(panel, [(rows[rows["what"] == what], name) for rows, name in lines])
+            panel.set_title(f"{machine}: {title}", loc="left")
+    low = plotted[["median_s", "paper_s"]].min().min()
+    axes[0, 0].set_xlim(low / 2, 14 * plotted["median_s"].max())
+    _legend(drawing, axes[0, 0])
+    footer(drawing, labels.sources(labels.finished(table)))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
+
+
+def _lines(rows):
+    """Return (rows, name) of each bar: an environment's name stands at its first only."""
+    lines, last = [], None
+    for (environment, execution), group in rows.groupby(["environment", "execution"], sort=False):
+        name = environment if environment != last else ""
+        how = "" if execution == "cpu" else execution
+        lines.append((group, "   ".join(part for part in (name, how) if part)))
+        last = environment
+    return lines
+
+
+def _panel(axes, lines):
+    for place, (rows, _) in enumerate(lines):
+        for row in rows.to_dict("records"):
+            _mark(axes, place, row)
+        printed = rows["paper_s"].dropna()
+        if len(printed):
+            axes.plot(printed.iloc[0], place, "D", color=BLACK, markersize=4.5, zorder=4)
+    axes.set_yticks(range(len(lines)), [name for _, name in lines])
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: labels.quantity(value, "s"))
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+
+
+def _mark(axes, place, row):
+    appearance = look(row["environment"])
+    if row["clock"] in _MARKS:
+        marker, face = _MARKS[row["clock"]]
+        axes.plot(
+            *(row["median_s"], place, marker),
+            markeredgecolor=BLACK,
+            markerfacecolor=face,
+            markeredgewidth=0.7,
+            markersize=5,
+            zorder=3,
+        )
+        return
+    faint = 0.55 if row["execution"] == "resident" else 1
+    axes.barh(place, row["median_s"], height=0.72, **appearance.bar | {"alpha": faint})
+    right = max(row["median_s"], row["paper_s"]) if row["paper_s"] > 0 else row["median_s"]
+    axes.annotate(
+        labels.quantity(row["median_s"], "s"),
+        *((right, place), (6, 0)),
+        textcoords="offset points",
+        va="center",
+        fontsize=6.5,
+    )
+
+
+def _legend(drawing, axes):
+    handles = [
+        axes.barh(0, 0, facecolor="#777777", label="until the work is done (synchronised clock)"),
+        *axes.plot([], [], "|", color=BLACK, label="event clock"),
+        *axes.plot(
+            *([], [], "<"),
+            markeredgecolor=BLACK,
+            markerfacecolor="white",
+            markeredgewidth=0.7,
+            label="host clock that does not wait",
+        ),
+        *axes.plot([], [], "D", color=BLACK, label="the paper"),
+    ]
+    drawing.legend(handles=handles, loc="outside upper center", ncols=4)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Table 1: how long each function of U-Net takes, under every way of executing it."""
+
+import pandas as pd
+
+from convstudy.plots import labels
+from convstudy.plots.palette import ALGORITHMS, FUNCTIONS, look
+from convstudy.plots.save import Drawn
+
+NAME = "tab1_function_time"
+WHOLE = "network"
+COLUMNS = (
+    *("machine", "execution", "algorithm", "rest", "function", "median_s", "share", "stale"),
+)
+# From the slowest way to the fastest; within one, in the ladder's order.
+_EXECUTIONS = ("cpu-plain", "cpu-blas", "pytorch-cpu", "offload", "resident")
+
+
+def functions(table):
+    """Return one row a function, and one for the whole forward pass, of each execution.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "functions", from `records.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS`. `share` is of the sum of all functions; the whole pass, which is timed
+        without a stop between functions, has none.
+    """
+    done = labels.finished(table)
+    if done.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    done = done.fillna({"algorithm": "", "rest": ""})
+    ways = ["machine", "execution", "algorithm", "rest"]
+    pieces = done["function"] != WHOLE
+    sums = done[pieces].groupby(ways)["median_s"].sum()
+    of = pd.Series([sums.get(tuple(way)) for way in done[ways].to_numpy()], done.index, float)
+    done = done.assign(share=(done["median_s"] / of).where(pieces))
+    places = {
+        "machine": list(done["machine"].drop_duplicates()),
+        "execution": _EXECUTIONS,
+        "algorithm": ["", *ALGORITHMS],
+        "rest": ["", "cpu-plain", "cpu-blas"],
+        "function": [*FUNCTIONS, WHOLE],
+    }
+    order = pd.DataFrame({name: done[name].map(_place(known)) for name, known in places.items()})
+    return done.loc[order.sort_values(list(places)).index, list(COLUMNS)].reset_index(drop=True)
+
+
+def _place(known):
+    return {name: place for place, name in enumerate(known)}
+
+
+def title(row):
+    """Return how a row's execution is called in figures: short, with what it runs."""
+    if row["execution"] == "offload":
+        return f"offload: tiled, rest {look(row['rest']).label}"
+    if row["execution"] == "resident":
+        return f"resident: {look(row['algorithm']).label.partition(' (')[0]}"
+    return look(row["execution"]).label
+
+
+def display(plotted):
+    """Return the plotted table as people read it: a line an execution, a column a function."""
+    rows = []
+    ways = ["machine", "execution", "algorithm", "rest"]
+    for _, group in plotted.groupby(ways, sort=False):
+        first = group.iloc[0]
+        cells = {row["function"]: _cell(row) for row in group.to_dict("records")}
+        named = {name: cells.get(name, "") for name in (*FUNCTIONS, WHOLE)}
+        way = labels.marked(title(first), group["stale"].any())
+        rows.append({"machine": first["machine"], "execution": way, **named})
+    return labels.shown(rows)
+
+
+def _cell(row):
+    time = labels.quantity(row["median_s"], "s")
+    return f"{time} ({row['share']:.1%})" if row["share"] == row["share"] else time
+
+
+def draw(table):
+    """Return Table 1: there is no figure to it."""
+    return Drawn(NAME, functions(table), records=labels.record_ids(labels.finished(table)))
