@@ -94,7 +94,7 @@ def draw(table):
         if before is None or before[0] != machine:
             head = {"transform": across, "va": "center", "weight": "bold", "fontsize": 7}
             axes.text(-0.005, place - 0.95, machine, ha="right", **head)
-            axes.text(1.01, place - 0.95, "" if machine == PAPER else "all", ha="left", **head)
+            axes.text(1.01, place - 0.95, "" if machine == PAPER else "total", ha="left", **head)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("share of the time of all functions")
@@ -104,7 +104,12 @@ def draw(table):
     first = dict(zip(known, handles, strict=True))
     names = [name for name in FUNCTIONS if name in first]
     drawing.legend(
-        [first[name] for name in names], names, loc="outside upper center", ncols=len(names)
+        *([first[name] for name in names], names),
+        loc="outside upper center",
+        ncols=len(names),
+        fontsize=6.5,
+        handlelength=1.2,
+        columnspacing=1,
     )
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))

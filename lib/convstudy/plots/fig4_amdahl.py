@@ -3,6 +3,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from convstudy.plots import labels
 from convstudy.plots.fig4_execution_time import bars, paper
@@ -21,7 +22,7 @@ COLUMNS = (
 
 
 def points(table):
-    """Return, for each environment, how much faster convolution and network are than plain loops.
+    """Return how much faster than plain loops each environment with a GPU is.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ def _rows(machine, times):
     share = plain["convolution"] / plain["network"]
     rows = []
     for (environment, execution), row in times.iterrows():
+        if execution == "cpu":
+            continue
         faster = statistics.speedup(row["convolution"], plain["convolution"])
         rows.append(
             {
@@ -85,7 +88,6 @@ def display(plotted):
             "ceiling": labels.times(row["ceiling"]),
         }
         for row in plotted.to_dict("records")
-        if row["environment"] != _CPU
     )
 
 
@@ -104,20 +106,20 @@ def draw(table):
         Always with the paper's own points.
     """
     plotted = points(table)
-    machines = [
-        (machine, rows) for machine, rows in plotted.groupby("machine", sort=False) if len(rows) > 1
-    ]
-    drawing, axes = figure(1, len(machines), height=2.7, sharex=True, sharey=True, squeeze=False)
+    machines = list(plotted.groupby("machine", sort=False))
+    drawing, axes = figure(1, len(machines), height=3.1, sharex=True, sharey=True, squeeze=False)
     right = 5 * plotted["convolution_speedup"].max()
     for panel, (machine, rows) in zip(axes[0], machines, strict=True):
         _panel(panel, rows, right)
         panel.set_title(machine, loc="left")
-        panel.set_xlabel("convolutions: times as fast as plain loops")
+        panel.set_xlabel("convolutions: times as fast")
     axes[0, 0].set_ylabel("whole network: times as fast")
     top = 3 * plotted["network_speedup"].max()
     axes[0, 0].set(xscale="log", yscale="log", xlim=(0.5, right), ylim=(0.7, top))
+    axes[0, 0].xaxis.set_major_locator(FixedLocator([1, 100, 10000]))
+    axes[0, 0].xaxis.set_minor_locator(NullLocator())
     for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _legend(drawing, axes[0, 0], plotted)
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
@@ -129,13 +131,13 @@ def _panel(axes, rows, right):
     axes.plot(gains, statistics.amdahl(share, gains), color=BLACK, lw=1)
     axes.axhline(ceiling, color=GREY, lw=0.8, ls="--")
     axes.annotate(
-        f"convolution is {share:.1%}: at most {labels.times(ceiling)}",
+        f"convolution {share:.1%}: at most {labels.times(ceiling)}",
         *((0.55, ceiling), (0, 3)),
         textcoords="offset points",
         fontsize=6.5,
         color="#555555",
     )
-    for row in rows[rows["environment"] != _CPU].to_dict("records"):
+    for row in rows.to_dict("records"):
         appearance = look(row["environment"])
         resident = row["execution"] == "resident"
         axes.plot(
@@ -148,14 +150,14 @@ def _panel(axes, rows, right):
 
 
 def _legend(drawing, axes, plotted):
-    names = [n for n in ENVIRONMENTS if n in set(plotted["environment"]) and n != _CPU]
+    names = [name for name in ENVIRONMENTS if name in set(plotted["environment"])]
     handles = [
-        axes.plot([], [], look(n).marker, color=look(n).color, label=n, markersize=6)[0]
-        for n in names
+        axes.plot([], [], look(name).marker, color=look(name).color, label=name, markersize=6)[0]
+        for name in names
     ]
-    handles += axes.plot([], [], "o", color=GREY, label="filled: the rest on the CPU")
+    handles += axes.plot([], [], "o", color=GREY, label="filled: offload")
     handles += axes.plot(
         *([], [], "o"), markeredgecolor=GREY, markerfacecolor="white", label="hollow: resident"
     )
     handles += axes.plot([], [], color=BLACK, label="Amdahl's law")
-    drawing.legend(handles=handles, loc="outside right upper")
+    drawing.legend(handles=handles, loc="outside upper center", ncols=4)

@@ -2,10 +2,10 @@
 """Fig. 4, the second GPU: from which batch size on it pays, with all on the GPUs and without."""
 
 import pandas as pd
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from convstudy.plots import labels
-from convstudy.plots.palette import look
+from convstudy.plots.palette import BLACK, look
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, style
 from convstudy.records import statistics
@@ -95,7 +95,7 @@ def draw(table):
         return Drawn(NAME, plotted)
     machines = list(plotted.groupby("machine", sort=False))
     drawing, axes = figure(
-        *(len(machines), 2), height=0.5 + 2.1 * len(machines), squeeze=False, sharey="row"
+        *(len(machines), 2), height=0.8 + 2.1 * len(machines), squeeze=False, sharey="row"
     )
     for panels, (machine, rows) in zip(axes, machines, strict=True):
         for panel, (execution, title) in zip(panels, _TITLES.items(), strict=True):
@@ -105,12 +105,28 @@ def draw(table):
         panels[0].set_ylabel("images a second")
     for panel in axes[-1]:
         panel.set_xlabel("images in the batch")
+    if plotted["gpus"].max() > 1:
+        ring = _ring(axes[0, 0], plotted[:0])
+        drawing.legend(handles=ring, loc="outside upper center")
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
 
 
+def _ring(axes, rows):
+    """Mark the least batch from which on more GPUs pay."""
+    return axes.plot(
+        *(rows["n"], rows["images_per_s"], "o"),
+        markersize=10,
+        markerfacecolor="none",
+        markeredgecolor=BLACK,
+        markeredgewidth=0.8,
+        label=f"from here on more GPUs are at least {PAYS:g} times as fast as one",
+    )
+
+
 def _panel(axes, rows):
     ends = []
+    starts = pays_from(rows).set_index(["algorithm", "gpus"])["from"]
     for (algorithm, gpus), line in rows.groupby(["algorithm", "gpus"], sort=False):
         line = line.sort_values("n")
         appearance = look(algorithm)
@@ -124,18 +140,25 @@ def _panel(axes, rows):
         )
         kernel = appearance.label.partition(" (")[0]
         text = f"{kernel}, {gpus} GPU{'s' * (gpus > 1)}"
-        ends.append((line["n"].iloc[-1], line["images_per_s"].iloc[-1], text, appearance.color))
+        last = line.iloc[-1]
+        # Lines of one kernel lie close where a further GPU gains nothing: write above and below.
+        shift = 4 if gpus > 1 else -4
+        ends.append((last["n"], last["images_per_s"], shift, text, appearance.color))
+        _ring(axes, line[line["n"] == starts.get((algorithm, gpus))])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     sizes = sorted(rows["n"].unique())
     axes.set_xticks(sizes, [str(int(each)) for each in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.12)
     axes.grid(axis="y")
-    for n, rate, text, color in ends:
+    for n, rate, shift, text, color in ends:
         axes.annotate(
             text,
-            *((n, rate), (5, 0)),
+            *((n, rate), (5, shift)),
             textcoords="offset points",
             va="center",
             fontsize=6.5,

@@ -5,7 +5,7 @@ import pandas as pd
 
 from convstudy.plots import labels
 from convstudy.plots.fig4_execution_time import paper
-from convstudy.plots.palette import BLACK, BLUE, GREY, SKY, VERMILLION
+from convstudy.plots.palette import BLACK, GREY, SKY, VERMILLION
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, style
 
@@ -62,9 +62,9 @@ def causes(startup, launch):
         for cause, row in measured
         if cause
     ]
-    # The startup suite's rows of all machines come first: sort by machine, in the order given.
     machines = list(dict.fromkeys(row["machine"] for row in rows))
-    rows.sort(key=lambda row: machines.index(row["machine"]))
+    known = [cause for cause, _ in (*_STARTUP.values(), *_LAUNCH.values())]
+    rows.sort(key=lambda row: (machines.index(row["machine"]), known.index(row["cause"])))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -113,22 +113,27 @@ def draw(startup, launch):
     counts = [len(part) for _, part in parts]
     drawing, axes = figure(
         *(len(parts), 1),
-        height=0.7 + 0.19 * sum(counts) + 0.3 * len(parts),
+        height=0.9 + 0.19 * sum(counts) + 0.3 * len(parts),
         sharex=True,
         squeeze=False,
         height_ratios=counts,
     )
-    marks = {excess(): "the paper's excess", float(_whole()): "the paper's whole time"}
+    marks = {excess(): "the paper's excess", _whole(): "the paper, in all"}
     for panel, (machine, part) in zip(axes[:, 0], parts, strict=True):
         _panel(panel, part, marks)
         panel.set_title(machine, loc="left")
-    axes[-1, 0].set_xlabel("seconds, for one image")
+    axes[-1, 0].set_xlabel("time, for one image")
+    axes[0, 0].figure.legend(
+        handles=[axes[0, 0].barh(0, 0, color=color, label=kind) for kind, color in _COLORS.items()],
+        loc="outside upper center",
+        ncols=3,
+    )
     footer(drawing, labels.sources(sources))
     return Drawn(NAME, plotted, drawing, labels.record_ids(sources))
 
 
 def _whole():
-    return paper()["GPU, not optimised", "convolution"]
+    return float(paper()["GPU, not optimised", "convolution"])
 
 
 def _panel(axes, part, marks):
@@ -145,13 +150,13 @@ def _panel(axes, part, marks):
             textcoords="offset points",
             va="center",
             fontsize=6.5,
-            color=BLUE if row["stale"] else BLACK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
         )
     names = [labels.marked(*pair) for pair in part[["cause", "stale"]].to_numpy()]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xlim(min(1e-3, part["median_s"].min() / 2), 60)
+    axes.set_xlim(min(1e-3, part["median_s"].min() / 2), 500)
     axes.xaxis.set_major_formatter(lambda value, _: labels.quantity(value, "s"))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")

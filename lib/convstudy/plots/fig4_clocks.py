@@ -122,10 +122,12 @@ def draw(table):
     for panel, ((machine, n), part) in zip(axes[:, 0], parts, strict=True):
         _panel(panel, part, machine)
         images = f"{n} image{'s' * (n > 1)}"
-        panel.set_title(f"{machine}: the 18 convolutions of {images}", loc="left")
+        panel.set_title(f"{machine}, {images}", loc="left")
         panel.tick_params(axis="x", labelbottom=panel is axes[-1, 0])
-    axes[-1, 0].set_xlabel("TFLOP/s that the time would mean; no fp32 kernel is right of its line")
-    axes[-1, 0].set_xlim(plotted["tflops"].min() / 2, plotted["tflops"].max() * 4)
+    axes[-1, 0].set_xlabel(
+        "TFLOP/s that the time of the 18 convolutions would mean; lines are the chips' peaks"
+    )
+    axes[-1, 0].set_xlim(plotted["tflops"].min() / 4, plotted["tflops"].max() * 4)
     _legend(drawing, axes[0, 0])
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
@@ -179,8 +181,8 @@ def _peaks(axes, gpu, both):
     for column, kind in kinds.items():
         peak = known.loc[gpu, column]
         axes.axvline(peak, color=GREY, lw=1, ls="-" if kind == "fp32" else ":")
-        text = f"{gpu.removeprefix('NVIDIA ')} {kind}: {peak:g} "
-        axes.text(peak, 1.02, text, transform=across, ha="right", fontsize=6.5, color="#666666")
+        text = f"{gpu.removeprefix('NVIDIA ')}, {kind}: {peak:g}"
+        axes.text(peak, 1.03, text, transform=across, ha="center", fontsize=6.5, color="#666666")
 
 
 def _legend(drawing, axes):

@@ -2,6 +2,7 @@
 """Fig. 4: run time per environment, the paper's and ours, under each clock."""
 
 import pandas as pd
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from convstudy import paths
 from convstudy.plots import labels
@@ -15,7 +16,13 @@ WHATS = {"convolution": "the 18 convolutions", "network": "the whole network"}
 _CLOCKS = ("synchronised", "event", "host")
 _EXECUTIONS = ("cpu", "offload", "resident")
 # The host's clock, when nobody waits for the GPU; the GPU's own events.
-_MARKS = {"host": ("<", "white"), "event": ("|", BLACK)}
+_MARKS = {"host": "<", "event": "o"}
+_HOLLOW = {
+    "markeredgecolor": BLACK,
+    "markerfacecolor": "white",
+    "markeredgewidth": 0.7,
+    "markersize": 4.5,
+}
 
 
 def paper():
@@ -63,6 +70,33 @@ def bars(table):
         {name: done[name].map(list(values).index) for name, values in orders.items()}
     )
     return done.loc[order.sort_values(list(orders)).index, list(COLUMNS)].reset_index(drop=True)
+
+
+def impossible(plotted, slack=0.1):
+    """Return, one sentence each, what cannot be: a sign that something else was measured.
+
+    Parameters
+    ----------
+    plotted : pandas.DataFrame
+        From `bars`.
+    slack : float
+        Medians of separate runs may contradict each other by this share.
+    """
+    found = []
+    names = ["machine", "environment", "execution"]
+    for key, rows in plotted.groupby(names, sort=False):
+        times = rows.set_index(["what", "clock"])["median_s"].to_dict()
+        for smaller, larger in (
+            (("convolution", "synchronised"), ("network", "synchronised")),
+            (("convolution", "event"), ("convolution", "synchronised")),
+            (("network", "event"), ("network", "synchronised")),
+        ):
+            pair = times.get(smaller), times.get(larger)
+            if None not in pair and pair[0] > (1 + slack) * pair[1]:
+                found.append(
+                    f"{', '.join(key)}: {' by '.join(smaller)} is longer than {' by '.join(larger)}"
+                )
+    return found
 
 
 def compared(plotted):
@@ -113,7 +147,7 @@ def draw(table):
             _panel(panel, [(rows[rows["what"] == what], name) for rows, name in lines])
             panel.set_title(f"{machine}: {title}", loc="left")
     low = plotted[["median_s", "paper_s"]].min().min()
-    axes[0, 0].set_xlim(low / 2, 14 * plotted["median_s"].max())
+    axes[0, 0].set_xlim(low / 2, 4000 * plotted["median_s"].max())
     _legend(drawing, axes[0, 0])
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
@@ -140,7 +174,9 @@ def _panel(axes, lines):
     axes.set_yticks(range(len(lines)), [name for _, name in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([1e-5, 1e-3, 0.1, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: labels.quantity(value, "s"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
 
@@ -148,21 +184,16 @@ def _panel(axes, lines):
 def _mark(axes, place, row):
     appearance = look(row["environment"])
     if row["clock"] in _MARKS:
-        marker, face = _MARKS[row["clock"]]
-        axes.plot(
-            *(row["median_s"], place, marker),
-            markeredgecolor=BLACK,
-            markerfacecolor=face,
-            markeredgewidth=0.7,
-            markersize=5,
-            zorder=3,
-        )
+        axes.plot(row["median_s"], place, _MARKS[row["clock"]], **_HOLLOW, zorder=3)
         return
     faint = 0.55 if row["execution"] == "resident" else 1
     axes.barh(place, row["median_s"], height=0.72, **appearance.bar | {"alpha": faint})
-    right = max(row["median_s"], row["paper_s"]) if row["paper_s"] > 0 else row["median_s"]
+    right, text = row["median_s"], labels.quantity(row["median_s"], "s")
+    if row["paper_s"] > 0:
+        right = max(right, row["paper_s"])
+        text += f" (paper {labels.quantity(row['paper_s'], 's')})"
     axes.annotate(
-        labels.quantity(row["median_s"], "s"),
+        text,
         *((right, place), (6, 0)),
         textcoords="offset points",
         va="center",
@@ -173,14 +204,8 @@ def _mark(axes, place, row):
 def _legend(drawing, axes):
     handles = [
         axes.barh(0, 0, facecolor="#777777", label="until the work is done (synchronised clock)"),
-        *axes.plot([], [], "|", color=BLACK, label="event clock"),
-        *axes.plot(
-            *([], [], "<"),
-            markeredgecolor=BLACK,
-            markerfacecolor="white",
-            markeredgewidth=0.7,
-            label="host clock that does not wait",
-        ),
+        *axes.plot([], [], _MARKS["event"], **_HOLLOW, label="event clock"),
+        *axes.plot([], [], _MARKS["host"], **_HOLLOW, label="host clock that does not wait"),
         *axes.plot([], [], "D", color=BLACK, label="the paper"),
     ]
     drawing.legend(handles=handles, loc="outside upper center", ncols=4)

@@ -57,7 +57,7 @@ def _place(known):
 def title(row):
     """Return how a row's execution is called in figures: short, with what it runs."""
     if row["execution"] == "offload":
-        return f"offload: tiled, rest {look(row['rest']).label}"
+        return "offload, rest in " + {"cpu-plain": "plain loops", "cpu-blas": "BLAS"}[row["rest"]]
     if row["execution"] == "resident":
         return f"resident: {look(row['algorithm']).label.partition(' (')[0]}"
     return look(row["execution"]).label

@@ -84,9 +84,9 @@ def told(claim, machines):
         As in `ledger`.
     """
     row, found = _claims().loc[claim], _found(claim, machines)
-    parts = {"paper": row["paper"], "ours": found.ours, "verdict": found.verdict}
+    parts = {"paper": row["paper"], **vars(found)}
     lines = [f"{claim}  {row['claim']}"]
-    for name, text in (parts | {"reason": found.reason}).items():
+    for name, text in parts.items():
         lines.append(textwrap.fill(f"{name:9}{text}", 88, subsequent_indent=9 * " "))
     return "\n".join(lines)
 
