@@ -118,7 +118,7 @@ def draw(startup, launch):
         squeeze=False,
         height_ratios=counts,
     )
-    marks = {excess(): "the paper's excess", _whole(): "the paper, in all"}
+    marks = {excess(): ("the paper's excess", "right"), _whole(): ("the paper, in all", "left")}
     for panel, (machine, part) in zip(axes[:, 0], parts, strict=True):
         _panel(panel, part, marks)
         panel.set_title(machine, loc="left")
@@ -138,10 +138,10 @@ def _whole():
 
 def _panel(axes, part, marks):
     across = axes.get_xaxis_transform()
-    for seconds, text in marks.items():
+    for seconds, (text, side) in marks.items():
         axes.axvline(seconds, color=BLACK, lw=0.9, ls="--")
         text = f"{text}: {labels.significant(seconds, 4)} s"
-        axes.text(seconds, 1.02, text, transform=across, ha="center", fontsize=6.5)
+        axes.text(seconds, 1.02, text, transform=across, ha=side, fontsize=6.5)
     for place, row in enumerate(part.to_dict("records")):
         axes.barh(place, row["median_s"], height=0.7, color=_COLORS[row["kind"]])
         axes.annotate(

@@ -147,7 +147,7 @@ def draw(table):
             _panel(panel, [(rows[rows["what"] == what], name) for rows, name in lines])
             panel.set_title(f"{machine}: {title}", loc="left")
     low = plotted[["median_s", "paper_s"]].min().min()
-    axes[0, 0].set_xlim(low / 2, 4000 * plotted["median_s"].max())
+    axes[0, 0].set_xlim(low / 2, 7000 * plotted["median_s"].max())
     _legend(drawing, axes[0, 0])
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))

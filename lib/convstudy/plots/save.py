@@ -55,8 +55,16 @@ class Drawn:
         with style(), warnings.catch_warnings():
             # A character that the font lacks would be drawn as an empty box.
             warnings.filterwarnings("error", message="Glyph .* missing from")
+            self._settle()
             self.figure.savefig(target, format=kind, metadata=metadata)
         return target.getvalue()
+
+    def _settle(self):
+        """Let the layout find its place once, or each rendering would move it a little further."""
+        if self.figure.get_layout_engine() is not None:
+            self.figure.draw_without_rendering()
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
 
 
 def save(drawn, folder):

@@ -194,6 +194,11 @@ def _p6(evidence):
 def _p7(evidence):
     gains = evidence.gains("resident")
     gain, most = gains.iloc[-1], int(gains.index[-1])
+    if most < 2:
+        raise LookupError(
+            f"{evidence.machine} has measured one image only, which two GPUs cannot share; "
+            f"`make measure SUITE=batch`, on a machine that can, adds more."
+        )
     return Finding(
         f"{gain:.2f} times as fast on 2 GPUs, for a batch of {most}",
         REPRODUCED if gain >= 1.5 else REFUTED,
@@ -213,7 +218,7 @@ def _p8(evidence):
     elif gpu + once >= printed:
         verdict, so = EXPLAINED, "Starting up inside the timed region makes up the difference."
     else:
-        verdict, so = REFUTED, f"Together they explain no {printed:g} s."
+        verdict, so = REFUTED, f"All of it together is far from the paper's {printed:g} s."
     return Finding(
         f"{gpu - cpu:+.2f} s ({_time(gpu)} against {_time(cpu)})",
         verdict,

@@ -35,6 +35,16 @@ def test_two_runs_write_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
+def test_drawing_again_moves_nothing():
+    drawn = draw()
+    # What stands outside the axes is what constrained layout needs more than one look at.
+    drawn.figure.axes[0].text(1.01, 0.5, "beside", transform=drawn.figure.axes[0].transAxes)
+    drawn.figure.set_size_inches(7.0, 2.0)
+    first = drawn.png()
+    assert drawn.svg() != first
+    assert drawn.png() == first
+
+
 def test_another_number_gives_other_bytes():
     one, other = draw(), draw(height=2.01)
     assert one.csv() != other.csv()

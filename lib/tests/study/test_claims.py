@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: MIT
+"""Each verdict follows from the numbers: it turns where they do, and waits where they lack."""
+
+import pandas as pd
+import pytest
+
+from convstudy import records
+from convstudy.study import claims
+from convstudy.study.claims import EXPLAINED, OUT_OF_REACH, REFUTED, REPRODUCED
+from convstudy.study.evidence import Evidence
+
+PLAIN, NAIVE = "CPU, plain loops", "GPU, not optimised"
+TILED, TWO = "1 GPU, tiled", "2 GPUs, tiled + data parallel"
+KERNELS = {
+    "1_naive": 0.080,
+    "2_coalesced": 0.016,
+    "3_tiled": 0.008,
+    "4_register_blocked": 0.004,
+}
+
+
+def kernel(rung):
+    return f"conv2d_fprop_{rung}"
+
+
+def environments():
+    """Return seconds by (environment, execution, what): convolution is 80%, the rest stays."""
+    return {
+        (PLAIN, "cpu", "convolution"): 16.0,
+        (PLAIN, "cpu", "network"): 20.0,
+        (NAIVE, "offload", "convolution"): 0.1,
+        (TILED, "offload", "convolution"): 0.04,
+        (TILED, "offload", "network"): 4.04,
+        (TWO, "offload", "network"): 4.02,
+        (TWO, "resident", "network"): 0.01,
+    }
+
+
+class World:
+    """Measurements of a few machines, to be bent before they are judged."""
+
+    def __init__(self):
+        self.suites = {
+            "functions": [
+                {"execution": execution, "function": function, "n": 1, "median_s": seconds}
+                for execution, convolution in (("cpu-plain", 8.0), ("cpu-blas", 3.0))
+                for function, seconds in (
+                    ("convolution", convolution),
+                    ("batch norm", 1.5),
+                    ("ReLU", 0.5),
+                    ("network", 99.0),
+                )
+            ],
+            "memory": [
+                {"processor": "gpu", "space": space, "quantity": quantity, **found}
+                for space, latency, rate in (("shared", 1e-8, 3e13), ("device", 3e-7, 4e12))
+                for quantity, found in (
+                    ("latency", {"median_s": latency, "value_bytes": float("nan")}),
+                    ("bandwidth", {"median_s": 0.5, "value_bytes": rate / 2}),
+                )
+            ],
+            "ladder": [
+                {"algorithm": kernel(rung), "layer": layer, "n": 1, "median_s": seconds / 2}
+                for rung, seconds in KERNELS.items()
+                for layer in ("enc0a", "enc0b")
+            ],
+            "environments": [
+                {
+                    "environment": environment,
+                    "execution": execution,
+                    "rest": rest,
+                    "what": what,
+                    "clock": "synchronised",
+                    "median_s": seconds,
+                }
+                for (environment, execution, what), seconds in environments().items()
+                for rest in (("cpu-plain", "cpu-blas") if execution == "offload" else ("",))
+            ],
+            "launch": [
+                {"algorithm": kernel("3_tiled"), "n": 1, "clock": clock, "median_s": seconds}
+                for clock, seconds in (("host", 3e-4), ("synchronised", 9e-3), ("event", 9e-3))
+            ],
+            "startup": [
+                {"what": what, "memory": memory, "median_s": seconds}
+                for what, memory, seconds in (
+                    ("import", "", 1.0),
+                    ("context", "", 0.5),
+                    ("compile", "", 0.7),
+                    ("transfers", "pageable", 0.02),
+                    ("transfers", "pinned", 0.004),
+                )
+            ],
+            "batch": [
+                {
+                    "execution": "resident",
+                    "algorithm": kernel("3_tiled"),
+                    "gpus": gpus,
+                    "n": n,
+                    "median_s": 0.01 * max(1, n / gpus),
+                }
+                for gpus in (1, 2)
+                for n in (1, 2, 8)
+            ],
+        }
+        for suite, rows in self.suites.items():
+            for number, row in enumerate(rows):
+                row |= {"machine": "h200", "case": f"{suite}-{number}"}
+                row |= {"status": "ok", "stale": False}
+
+    def find(self, suite, **having):
+        found = [r for r in self.suites[suite] if having.items() <= r.items()]
+        assert found, (suite, having)
+        return found
+
+    def set(self, suite, column, value, **having):
+        for row in self.find(suite, **having):
+            row[column] = value
+
+    def table(self, suite, of=None, current_sha256=None):
+        rows = [row for row in self.suites[suite] if row["machine"] in of]
+        return pd.DataFrame(rows, columns=None if rows else ("machine", "status", "stale"))
+
+
+@pytest.fixture
+def world(monkeypatch):
+    made = World()
+    monkeypatch.setattr(records, "table", made.table)
+    return made
+
+
+def verdict(claim, machines=("h200",)):
+    return claims.ledger(machines).set_index("id").loc[claim]
+
+
+EXPECTED = {
+    "P1": REPRODUCED,
+    "P2": EXPLAINED,
+    "P3": REPRODUCED,
+    "P4": OUT_OF_REACH,
+    "P5": REFUTED,
+    "P6": REPRODUCED,
+    "P7": REPRODUCED,
+    "P8": REFUTED,
+    "P9": EXPLAINED,
+    "P10": REPRODUCED,
+    "P11": EXPLAINED,
+    "P12": OUT_OF_REACH,
+}
+
+
+def test_the_ledger_has_every_claim_once(world):
+    ledger = claims.ledger(["h200"])
+    assert list(ledger) == ["id", "claim", "paper", "ours", "verdict", "reason"]
+    assert ledger.set_index("id")["verdict"].to_dict() == EXPECTED
+    assert (ledger[["claim", "paper", "ours", "reason"]].map(len) > 0).all(axis=None)
+    assert not ledger["ours"].str.contains("†").any()
+
+
+FLIPS = [
+    # Slower, by more than ten points of the paper's share.
+    ("P1", "environments", 5.8, {"environment": TWO, "execution": "offload"}, REFUTED),
+    ("P1", "environments", 5.5, {"environment": TWO, "execution": "offload"}, REPRODUCED),
+    ("P3", "functions", 5.2, {"execution": "cpu-plain", "function": "convolution"}, REPRODUCED),
+    ("P3", "functions", 5.1, {"execution": "cpu-plain", "function": "convolution"}, REFUTED),
+    ("P3", "functions", 99.0, {"execution": "cpu-plain", "function": "convolution"}, REPRODUCED),
+    ("P5", "memory", 6e-7, {"space": "device", "quantity": "latency"}, REPRODUCED),
+    ("P5", "memory", 3e-6, {"space": "device", "quantity": "latency"}, REFUTED),
+    ("P5", "memory", 5.0, {"space": "device", "quantity": "bandwidth"}, REPRODUCED),
+    ("P6", "ladder", 0.009, {"algorithm": kernel("3_tiled")}, REFUTED),
+    ("P6", "ladder", 0.007, {"algorithm": kernel("3_tiled")}, REPRODUCED),
+    ("P6", "ladder", 0.041, {"algorithm": kernel("2_coalesced")}, REFUTED),
+    ("P7", "batch", 0.055, {"gpus": 2, "n": 8}, REFUTED),
+    ("P7", "batch", 0.053, {"gpus": 2, "n": 8}, REPRODUCED),
+    ("P8", "environments", 16.1, {"environment": NAIVE, "what": "convolution"}, REPRODUCED),
+    ("P8", "environments", 15.9, {"environment": NAIVE, "what": "convolution"}, EXPLAINED),
+    ("P8", "startup", 20.0, {"what": "compile"}, EXPLAINED),
+    ("P9", "launch", 8e-3, {"clock": "host"}, REFUTED),
+    ("P10", "environments", 6.5, {"environment": TILED, "what": "network"}, REFUTED),
+    ("P10", "environments", 6.0, {"environment": TWO, "execution": "offload"}, REFUTED),
+    ("P11", "environments", 3.0, {"environment": TWO, "execution": "offload"}, REFUTED),
+    # Convolution is half of what is left: a second GPU could gain, so Amdahl is not why.
+    ("P11", "environments", 2.0, {"environment": TILED, "what": "convolution"}, REPRODUCED),
+]
+
+
+@pytest.mark.parametrize(("claim", "suite", "seconds", "having", "expected"), FLIPS)
+def test_a_verdict_turns_with_its_number(world, claim, suite, seconds, having, expected):
+    world.set(suite, "median_s", seconds, **having)
+    assert verdict(claim)["verdict"] == expected
+
+
+def test_the_citation_is_judged_by_its_numbers(world, monkeypatch, tmp_path):
+    for path in claims.paths.PAPER.glob("*.csv"):
+        (tmp_path / path.name).write_text(path.read_text())
+    monkeypatch.setattr(claims.paths, "PAPER", tmp_path)
+    assert verdict("P2")["ours"] == "37% / 33% / 54%, against one GPU"
+    table = (tmp_path / "yadan.csv").read_text()
+    (tmp_path / "yadan.csv").write_text(table.replace("2,data,7.0", "2,data,6.0"))
+    found = verdict("P2")
+    assert found["verdict"] == REFUTED
+    assert "37% / 43% / 54%" in found["ours"]
+
+
+def test_an_impossible_time_needs_a_peak_below_it(world, monkeypatch):
+    monkeypatch.setattr(Evidence, "hardware", staticmethod(lambda name, quantity: 100.0))
+    assert verdict("P9")["verdict"] == REFUTED
+
+
+SAID = {
+    "P1": ("80% less time", "99.95%"),
+    "P3": ("80% (plain loops)", "60% (BLAS)"),
+    "P5": ("30 times in latency", "7.5 times in bandwidth"),
+    "P6": ("10.0 times as fast as naive", "2.0 times as coalesced"),
+    "P7": ("2.00 times", "batch of 8"),
+    "P8": ("-15.90 s", "100 ms", "16 s"),
+    "P9": ("300 µs", "9 ms"),
+    "P10": ("80% less on 1 GPU", "80% less on 2"),
+    "P11": ("1.00 times", "from 2 images on"),
+}
+
+
+@pytest.mark.parametrize("claim", SAID)
+def test_ours_is_computed_from_the_numbers(world, claim):
+    ours = verdict(claim)["ours"]
+    assert all(part in ours for part in SAID[claim]), ours
+
+
+def test_reasons_name_the_numbers_they_rest_on(world):
+    assert "80 ms naive, 16 ms coalesced and 8 ms tiled" in verdict("P6")["reason"]
+    assert "2.2 s once" in verdict("P8")["reason"]
+    assert "33.7 GFLOP means 86 TFLOP/s" in verdict("P9")["reason"]
+    assert "convolution is 80%, the ceiling 5.0 times" in verdict("P10")["reason"]
+    assert "1.0%" in verdict("P11")["reason"]
+
+
+NEEDS = {
+    "P1": ("environments",),
+    "P3": ("functions",),
+    "P5": ("memory",),
+    "P6": ("ladder",),
+    "P7": ("batch",),
+    "P8": ("environments", "startup"),
+    "P9": ("launch",),
+    "P10": ("environments",),
+    "P11": ("environments", "batch"),
+}
+
+
+@pytest.mark.parametrize(
+    ("claim", "suite"), [(claim, suite) for claim, needs in NEEDS.items() for suite in needs]
+)
+def test_what_is_missing_is_named(world, claim, suite):
+    world.suites[suite] = []
+    found = verdict(claim)
+    assert (found["ours"], found["verdict"]) == ("not measured", OUT_OF_REACH)
+    assert "h200 has not measured" in found["reason"]
+    assert f"make measure SUITE={suite}" in found["reason"]
+
+
+def test_no_record_at_all_leaves_what_needs_none(world):
+    ledger = claims.ledger(["another"]).set_index("id")
+    assert ledger["verdict"].to_dict() == dict.fromkeys(EXPECTED, OUT_OF_REACH) | {"P2": EXPLAINED}
+
+
+def test_a_failed_case_is_no_evidence(world):
+    world.set("launch", "status", "failed", clock="host")
+    assert verdict("P9")["verdict"] == OUT_OF_REACH
+
+
+def test_a_kernel_without_all_layers_is_not_compared(world):
+    world.suites["ladder"].remove(
+        world.find("ladder", algorithm=kernel("3_tiled"), layer="enc0b")[0]
+    )
+    found = verdict("P6")
+    assert found["verdict"] == OUT_OF_REACH
+    assert "every layer" in found["reason"]
+
+
+def test_one_image_says_nothing_on_sharing_images(world):
+    world.suites["batch"] = world.find("batch", n=1)
+    assert verdict("P7")["verdict"] == OUT_OF_REACH
+
+
+def test_the_first_machine_that_has_all_is_heard(world):
+    world.suites["launch"] += [
+        row | {"machine": "other", "median_s": row["median_s"] * 2}
+        for row in world.find("launch", machine="h200")
+    ]
+    assert "600 µs" in verdict("P9", ["other", "h200"])["ours"]
+    assert "300 µs" in verdict("P9", ["h200", "other"])["ours"]
+
+
+def test_numbers_of_two_machines_are_never_compared(world):
+    world.set("launch", "machine", "other", clock="host")
+    found = verdict("P9", ["other", "h200"])
+    assert found["verdict"] == OUT_OF_REACH
+    assert "other has not measured" in found["reason"]
+
+
+def test_a_stale_number_carries_a_dagger(world):
+    world.set("ladder", "stale", True, algorithm=kernel("1_naive"))
+    ledger = claims.ledger(["h200"]).set_index("id")["ours"]
+    assert [claim for claim, ours in ledger.items() if ours.endswith("†")] == ["P6"]
+
+
+def test_two_rows_for_one_number_are_a_fault(world):
+    world.suites["launch"].append(world.find("launch", clock="host")[0] | {"case": "twice"})
+    with pytest.raises(ValueError, match="name 2 rows: launch-0, twice"):
+        claims.ledger(["h200"])
+
+
+def test_one_claim_is_told_as_in_the_ledger(world):
+    row, text = verdict("P9"), claims.told("P9", ["h200"])
+    assert text.startswith(f"P9  {row['claim']}\npaper    {row['paper']}\nours     ")
+    assert all(len(line) <= 88 for line in text.splitlines())
+    squeezed = " ".join(text.split())
+    assert row["ours"] in squeezed
+    assert row["reason"] in squeezed
