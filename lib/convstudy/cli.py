@@ -164,10 +164,11 @@ def _doctor(_):
 
 
 def _data_check(_):
-    from convstudy import images
+    from convstudy.images import check
 
-    for line in images.check():
-        print(line)
+    whole, text = check.report()
+    print(text)
+    return 0 if whole else 1
 
 
 def _notebooks(arguments):

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""The committed set, file by file: what it is, where it comes from, and under which licence."""
+
+import csv
+import functools
+import hashlib
+from typing import NamedTuple
+
+from convstudy import paths
+
+KINDS = ("object", "background", "composite", "mask")
+SPLITS = ("train", "held-out")
+FOLDERS = ("objects", "backgrounds", "composites")
+NAME = "manifest.csv"
+
+
+class Row(NamedTuple):
+    """One committed file; `source` is its path in the package, or the files it is made of."""
+
+    file: str
+    kind: str
+    split: str
+    package: str
+    source: str
+    credit: str
+    licence: str
+    sha256: str
+
+    @property
+    def path(self):
+        """Return where the file is."""
+        return paths.IMAGES / self.file
+
+
+@functools.cache
+def _read(path):
+    with path.open(newline="", encoding="utf-8") as lines:
+        return tuple(Row(**row) for row in csv.DictReader(lines))
+
+
+def rows(kind=None, split=None):
+    """Return the rows of the manifest, of one kind and one split if given, in its order."""
+    return tuple(
+        row
+        for row in _read(paths.IMAGES / NAME)
+        if kind in (None, row.kind) and split in (None, row.split)
+    )
+
+
+def write(new):
+    """Write the manifest anew, from rows."""
+    with (paths.IMAGES / NAME).open("w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(Row._fields)
+        table.writerows(new)
+    _read.cache_clear()
+
+
+def digest(path):
+    """Return the SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def problems():
+    """Return what is wrong with the committed set, a sentence for each fault."""
+    try:
+        listed = rows()
+    except FileNotFoundError:
+        return [f"{NAME} is missing"]
+    found = []
+    for row in listed:
+        if not row.path.is_file():
+            found.append(f"{row.file} is missing")
+        elif digest(row.path) != row.sha256:
+            found.append(f"{row.file} is not the file of the manifest")
+    names = {row.file for row in listed}
+    present = (p for folder in FOLDERS for p in sorted((paths.IMAGES / folder).glob("*")))
+    stray = [name for p in present if (name := f"{p.parent.name}/{p.name}") not in names]
+    return found + [f"{name} is not in the manifest" for name in stray]

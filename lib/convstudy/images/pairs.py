@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""What every set of images with masks has in common."""
+
+import operator
+
+import numpy as np
+
+
+class Pairs:
+    """A sequence of (image, mask), one at a time or as a batch; a set says how to make one."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def _pair(self, index):
+        raise NotImplementedError
+
+    def __getitem__(self, index):
+        """Return (image, mask): (3, H, W) float32 in [0, 1], and (H, W) uint8 of 0 and 1."""
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(
+                f"{type(self).__name__}: there is no image {index}; it holds {len(self)}"
+            )
+        return self._pair(index % len(self))
+
+    def batch(self, indices):
+        """Return the images and masks named, stacked.
+
+        Parameters
+        ----------
+        indices : iterable of int
+
+        Returns
+        -------
+        images : array, (N, 3, H, W) float32 in [0, 1], C-contiguous
+        masks : array, (N, H, W) uint8 of 0 and 1, C-contiguous
+
+        Raises
+        ------
+        IndexError
+            If the set holds no such image.
+        ValueError
+            If none is named, or the images named are not all of one size.
+        """
+        pairs = [self[index] for index in indices]
+        sizes = {mask.shape for _, mask in pairs}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"{type(self).__name__}: a batch takes images of one size, got"
+                f" {sorted(sizes) or 'none'}; name images of one size"
+            )
+        images, masks = zip(*pairs, strict=True)
+        return np.stack(images), np.stack(masks)
