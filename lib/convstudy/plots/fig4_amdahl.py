@@ -121,8 +121,10 @@ def draw(table):
     for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _legend(drawing, axes[0, 0], plotted)
-    footer(drawing, labels.sources(labels.finished(table)))
-    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
+    used = labels.finished(table)
+    used = used[used["machine"].isin(plotted["machine"])]
+    footer(drawing, labels.sources(used))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(used))
 
 
 def _panel(axes, rows, right):
@@ -132,7 +134,7 @@ def _panel(axes, rows, right):
     axes.axhline(ceiling, color=GREY, lw=0.8, ls="--")
     axes.annotate(
         f"convolution {share:.1%}: at most {labels.times(ceiling)}",
-        *((0.55, ceiling), (0, 3)),
+        *((0.8, ceiling), (0, 3)),
         textcoords="offset points",
         fontsize=6.5,
         color="#555555",

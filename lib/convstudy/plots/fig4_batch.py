@@ -15,7 +15,7 @@ COLUMNS = (
     *("machine", "execution", "rest", "algorithm", "gpus", "n", "median_s", "p20_s", "p80_s"),
     *("images_per_s", "gain", "stale"),
 )
-# A second GPU that gains less does not pay.
+# A second GPU that gains less does not pay: two hardly differ from one.
 PAYS = 1.1
 _TITLES = {"resident": "resident: all on the GPUs", "offload": "offload: the rest on the CPU"}
 _STYLES = {1: ("--", "white"), 2: ("-", None), 4: ("-.", None), 8: (":", None)}
@@ -47,6 +47,18 @@ def batches(table):
     return done[list(COLUMNS)].reset_index(drop=True)
 
 
+def first_that_keeps_paying(gains):
+    """Return the least batch from which on every gain is at least `PAYS`; NaN for none.
+
+    Parameters
+    ----------
+    gains : pandas.Series
+        By batch size, ascending.
+    """
+    keeps = (gains >= PAYS)[::-1].cummin()[::-1]
+    return float(gains.index[keeps].min()) if keeps.any() else float("nan")
+
+
 def pays_from(plotted):
     """Return, for each way to run, the least batch from which on more GPUs pay; NaN for never."""
     rows = []
@@ -54,9 +66,7 @@ def pays_from(plotted):
     keys = ["machine", "execution", "algorithm", "gpus"]
     for key, group in more.groupby(keys, sort=False):
         group = group.dropna(subset="gain").sort_values("n")
-        pays = (group["gain"] >= PAYS)[::-1].cummin()[::-1]
-        first = group.loc[pays, "n"].min() if len(group) else float("nan")
-        most = group["gain"].max()
+        first, most = first_that_keeps_paying(group.set_index("n")["gain"]), group["gain"].max()
         rows.append(dict(zip(keys, key, strict=True)) | {"from": first, "most": most})
     return pd.DataFrame(rows, columns=[*keys, "from", "most"])
 

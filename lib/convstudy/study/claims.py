@@ -24,6 +24,8 @@ import pandas as pd
 
 from convstudy import paths
 from convstudy.plots import labels
+from convstudy.plots.fig1_function_share import PAPER_SHARE
+from convstudy.plots.fig4_batch import PAYS, first_that_keeps_paying
 from convstudy.records.statistics import amdahl, tflops
 from convstudy.study.evidence import Evidence
 
@@ -36,8 +38,6 @@ REPRODUCED, EXPLAINED, REFUTED, OUT_OF_REACH = (
 
 # Shares of time differ between processors, and between programs.
 POINTS = 10
-# From this gain on a second GPU pays for itself at all; below it, two hardly differ from one.
-PAYS = 1.1
 
 _CPU, _NAIVE = "CPU, plain loops", "GPU, not optimised"
 _TILED, _TWO = "1 GPU, tiled", "2 GPUs, tiled + data parallel"
@@ -144,7 +144,7 @@ def _p3(evidence):
     blas = evidence.share("convolution", "cpu-blas")
     return Finding(
         f"{plain:.0%} (plain loops), {blas:.0%} (BLAS)",
-        REPRODUCED if _at_least(plain, 0.82) else REFUTED,
+        REPRODUCED if _at_least(plain, PAPER_SHARE) else REFUTED,
         "One share holds for one program on one CPU: it depends on how the rest is written as "
         "much as on the convolutions, as plain loops and BLAS on the same CPU show.",
     )
@@ -266,9 +266,11 @@ def _p11(evidence):
     convolution = evidence.environment(_TILED, "convolution")
     ceiling = amdahl(convolution / one, 2)
     gains = evidence.gains("resident")
-    pays = [int(n) for n, gain in gains.items() if gain >= PAYS]
+    first = first_that_keeps_paying(gains)
     hardly = one / two < PAYS
-    resident = f"from {min(pays)} images on" if pays else f"not up to {gains.index.max()} images"
+    resident = (
+        f"from {first:.0f} images on" if first > 0 else f"at no batch up to {gains.index.max()}"
+    )
     return Finding(
         f"{one / two:.2f} times as fast with the rest on the CPU; with all on the GPUs a second "
         f"one pays {resident}",

@@ -225,6 +225,14 @@ def test_ours_is_computed_from_the_numbers(world, claim):
     assert all(part in ours for part in SAID[claim]), ours
 
 
+def test_a_second_gpu_pays_only_where_it_keeps_paying(world):
+    world.set("batch", "median_s", 0.079, gpus=2, n=8)
+    assert verdict("P11")["ours"].endswith("pays at no batch up to 8")
+    world.set("batch", "median_s", 0.04, gpus=2, n=8)
+    world.set("batch", "median_s", 0.02, gpus=2, n=2)
+    assert verdict("P11")["ours"].endswith("pays from 8 images on")
+
+
 def test_reasons_name_the_numbers_they_rest_on(world):
     assert "80 ms naive, 16 ms coalesced and 8 ms tiled" in verdict("P6")["reason"]
     assert "2.2 s once" in verdict("P8")["reason"]
