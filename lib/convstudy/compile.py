@@ -20,7 +20,7 @@ from convstudy.device import array_module
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 _OPTIONS = ("-std=c++17",)
-_INCLUDE = re.compile(r'^#include "([\w.]+)"\s*$', re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
 _SPILLS = re.compile(r"(\d+) bytes spill (?:stores|loads)")
@@ -47,8 +47,17 @@ def source(kernel, defines=()):
     if not path.is_file():
         raise ValueError(f"no kernel {kernel!r}; the kernels are {', '.join(kernels())}")
     preamble = "".join(f"#define {name} {value}\n" for name, value in defines)
-    body = _INCLUDE.sub(lambda m: (paths.KERNELS / m[1]).read_text(), path.read_text())
-    return f'{preamble}#line 1 "{path.name}"\n{body}'
+    text = path.read_text()
+
+    def included(match):
+        # An error after the include is to name the line at which the file has it.
+        following = text.count("\n", 0, match.end()) + 2
+        return (
+            f'#line 1 "{match[1]}"\n{(paths.KERNELS / match[1]).read_text()}'
+            f'#line {following} "{path.name}"'
+        )
+
+    return f'{preamble}#line 1 "{path.name}"\n{_INCLUDE.sub(included, text)}'
 
 
 def source_sha256(kernel, defines=()):
@@ -105,22 +114,16 @@ def cubin(kernel, arch, defines=()):
 
 
 @functools.cache
-def _on_gpu(kernel, defines, index, shared_bytes):
+def _on_gpu(kernel, defines, device, shared_bytes):
     # One module for each GPU: a CUDA function belongs to the context that loaded it.
-    cupy = array_module(_gpu(index))
-    with cupy.cuda.Device(index):
+    cupy = array_module(device)
+    with cupy.cuda.Device(device.index):
         function = cupy.RawModule(code=source(kernel, defines), options=_OPTIONS).get_function(
             kernel
         )
         if shared_bytes > 48 * 1024:
             function.max_dynamic_shared_size_bytes = shared_bytes
         return function
-
-
-def _gpu(index):
-    from convstudy.device import get_device
-
-    return get_device(index)
 
 
 @functools.cache
@@ -160,7 +163,7 @@ class Launch:
     def prepare(self, device):
         """Compile for `device` now, so that the first `run` does not."""
         if device.is_gpu:
-            return _on_gpu(self.kernel, self.defines, device.index, self.shared_bytes)
+            return _on_gpu(self.kernel, self.defines, device, self.shared_bytes)
         return _on_emulator(self.kernel, self.defines, True)
 
     def run(self, device, arrays, checked=True):
@@ -183,7 +186,7 @@ class Launch:
         arguments = [np.uint64(0) if array is None else array for array in arrays]
         arguments += [_scalar(value) for value in self.scalars]
         if device.is_gpu:
-            function = _on_gpu(self.kernel, self.defines, device.index, self.shared_bytes)
+            function = _on_gpu(self.kernel, self.defines, device, self.shared_bytes)
             with array_module(device).cuda.Device(device.index):
                 return function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
         function = _on_emulator(self.kernel, self.defines, checked)

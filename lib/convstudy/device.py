@@ -138,7 +138,8 @@ def get_device(index=0, who="convstudy"):
     RuntimeError
         Where there is no such GPU.
     """
-    found = require_gpu(who)
+    require_gpu(who)
+    found = devices()
     if not 0 <= index < len(found):
         raise RuntimeError(
             f"{who}: no GPU {index}; this machine's GPUs are numbered 0 to {len(found) - 1}"

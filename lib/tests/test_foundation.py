@@ -100,11 +100,15 @@ def test_the_hash_of_a_kernel_follows_its_constants_and_its_includes():
     assert "divide_up(int a, int b)" in compile.source(kernel)
 
 
-def test_nvrtc_names_the_line_of_an_error(tmp_path, monkeypatch):
-    (tmp_path / "broken.cu").write_text('extern "C" __global__ void broken() {\n  nonsense;\n}\n')
+@pytest.mark.parametrize(
+    ("kernel", "include", "line"), [("broken", "", 2), ("broken_too", '#include "more.cuh"\n', 3)]
+)
+def test_nvrtc_names_the_line_of_an_error(kernel, include, line, tmp_path, monkeypatch):
+    (tmp_path / "more.cuh").write_text("constexpr int ONE = 1;\n// two\n// three\n// four\n")
+    (tmp_path / f"{kernel}.cu").write_text(f"{include}\nint wrong = nonsense;\n")
     monkeypatch.setattr(paths, "KERNELS", tmp_path)
-    with pytest.raises(RuntimeError, match=r"broken\.cu\(2\)"):
-        compile.cubin("broken", "sm_90")
+    with pytest.raises(RuntimeError, match=rf"{kernel}\.cu\({line}\)"):
+        compile.cubin(kernel, "sm_90")
 
 
 def test_peak_is_two_flops_a_unit_and_cycle():

@@ -8,7 +8,7 @@
 // Threads   Thread (tx, ty) computes filter k0 + ty, all four taps, of pixels m0 + tx + 16 j,
 //           j < 4, pixels counted through all images. Its taps lie side by side in w, and make
 //           two pairs of neighbours in y; a half-warp stores 16 pairs in one line.
-// Shared    4 TILE_C (TILE_M + TILE_N) bytes, static: 8,192.
+// Shared    4 TILE_C (TILE_M + TILE_N) bytes, static: 8,192 with the defaults.
 // Order     c ascending, each product added by one fused multiply-add, the bias last.
 // Source    V. Volkov, "Better performance at lower occupancy", GTC 2010, for the blocking.
 constexpr int TILE_M = 64;  // pixels of the input

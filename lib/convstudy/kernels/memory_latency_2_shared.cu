@@ -9,7 +9,7 @@
 //           rounds * UNROLL timed links.
 //           out = {timed cycles, cycles of the whole launch, the offset reached}.
 //           One load is under way at either reading of the clock: the two errors cancel.
-// Shared    4 NODES bytes, static: 4,096 with the default.
+// Shared    4 NODES bytes, static: 4,096 with the defaults.
 // Source    CUDA C++ Programming Guide, "Shared Memory" and "Time Function"; pointer chasing as in
 //           the published microbenchmarks (Wong et al. 2010; Jia et al. 2018).
 #ifndef NODES

@@ -284,10 +284,14 @@ class OffloadOps(ConvolutionElsewhere):
             y = self._host_empty(problem.y_shape)
             result = self._lane.empty(problem.y_shape)
             operands = self._send(x), self._filters(w)
-            convolve(problem, *operands, None, result, self.algorithm, self.device)
+            self.launch(problem, *operands, result)
             self._lane.copy(y, result)
         self._lane.synchronise()
         return y
+
+    def launch(self, problem, x, w, y):
+        """Ask for the convolution alone, of arrays on the device, on CuPy's current stream."""
+        convolve(problem, x, w, None, y, self.algorithm, self.device)
 
     def _host_empty(self, shape):
         if self.memory == "pinned":

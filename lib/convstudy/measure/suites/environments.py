@@ -128,11 +128,9 @@ class _Rows:
     def offload(self, algorithm, cpu, repeats):
         """Time an offloaded network, and its launches alone under the host's clock and events."""
         device = devices()[0]
-        ops = OffloadOps(algorithm, device, cpu=cpu)
-        launches = _Launches(ops.resident.conv2d, device)
-        ops.resident.conv2d = launches
+        ops = _TimedOffload(algorithm, device, cpu=cpu)
         rows = self.on_host(ops, device, repeats)
-        for clock, samples in launches.passes(len(layers(1))).items():
+        for clock, samples in ops.passes(len(layers(1))).items():
             # The first pass compiled.
             rows.append(self.row("convolution", clock, samples[1:], device, None, "excluded"))
         return rows
@@ -185,28 +183,26 @@ def _rows_of(problem, parts, part):
     return replace(problem, h=h, padding=(0, problem.padding[1]))
 
 
-class _Launches:
-    """A convolution on a GPU, with what each launch takes by the host's clock and by events."""
+class _TimedOffload(OffloadOps):
+    """Offloading, with what each launch alone takes by the host's clock and by events."""
 
-    def __init__(self, conv2d, device):
-        self._conv2d, self._device = conv2d, device
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self._host, self._events = [], []
 
-    def __call__(self, x, w, padding):
-        cuda = array_module(self._device).cuda
-        with cuda.Device(self._device.index):
-            begin, end = cuda.Event(), cuda.Event()
-            begin.record()
-            start = time.perf_counter()
-            y = self._conv2d(x, w, padding)
-            self._host.append(time.perf_counter() - start)
-            end.record()
+    def launch(self, problem, x, w, y):
+        cuda = array_module(self.device).cuda
+        begin, end = cuda.Event(), cuda.Event()
+        begin.record()
+        start = time.perf_counter()
+        super().launch(problem, x, w, y)
+        self._host.append(time.perf_counter() - start)
+        end.record()
         self._events.append((begin, end))
-        return y
 
     def passes(self, calls):
         """Return the seconds of each forward pass of `calls` convolutions, by clock."""
-        elapsed = array_module(self._device).cuda.get_elapsed_time
+        elapsed = array_module(self.device).cuda.get_elapsed_time
         event = [elapsed(begin, end) * 1e-3 for begin, end in self._events]
         return {
             clock: np.reshape(seconds, (-1, calls)).sum(axis=1).tolist()

@@ -65,8 +65,9 @@ def _process(repeats):
                 env=os.environ | {"CUPY_CACHE_DIR": cache},
                 capture_output=True,
                 text=True,
-                check=True,
             )
+        if done.returncode:
+            raise RuntimeError(f"the process failed: {done.stderr.strip().splitlines()[-1]}")
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     return [
         result(f"process/{what}", {"what": what, "memory": ""}, samples, clock="synchronised")
