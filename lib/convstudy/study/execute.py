@@ -25,6 +25,9 @@ LOCAL = paths.LOCAL_MEASUREMENTS.name
 
 _TOGETHER = 2
 _CELL_TIMEOUT_S = 600
+# Jupyter chooses ports first and binds them later, so that another process can come in between.
+_NOT_STARTED = "Kernel died before replying to kernel_info"
+_ATTEMPTS = 3
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -195,17 +198,21 @@ def _execute(notebook, values, output, figures):
     ]
     options += ["--execution-timeout", str(_CELL_TIMEOUT_S), "--log-level", "ERROR"]
     output.unlink(missing_ok=True)
-    # A process each, since papermill changes the folder of the whole process. JSON is YAML.
-    finished = subprocess.run(
-        [sys.executable, "-m", "papermill", notebook, output, *options]
-        + (["--parameters_yaml", json.dumps(values)] if values else []),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished.returncode == 0:
-        return None
+    # JSON is YAML.
+    options += ["--parameters_yaml", json.dumps(values)] if values else []
+    for _ in range(_ATTEMPTS):
+        # A process each, since papermill changes the folder of the whole process.
+        finished = subprocess.run(
+            [sys.executable, "-m", "papermill", notebook, output, *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if finished.returncode == 0:
+            return None
+        if _NOT_STARTED not in finished.stderr:
+            break
     return f"{notebook.name} failed{_where(output, finished.stderr)}"
 
 

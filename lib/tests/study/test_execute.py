@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Parameters are checked before anything runs; what runs is told where its figures go."""
 
+import contextlib
 import json
+import subprocess
 
 import pytest
 import tiny
@@ -93,3 +95,20 @@ def test_a_failure_names_the_notebook_the_cell_and_the_error_and_keeps_the_rest(
     assert str(outputs / "02-broken.ipynb") in message
     assert "03-whole" not in message
     assert stdout(outputs / "03-whole.ipynb") == "done\n"
+
+
+@pytest.mark.parametrize(("failures", "runs"), [(1, 2), (9, 3)])
+def test_a_kernel_that_does_not_start_is_tried_again(failures, runs, tmp_path, monkeypatch):
+    notebook, calls = tiny.write(tmp_path, "01-share", SHOW), []
+
+    def papermill(*_, **__):
+        calls.append(None)
+        died = len(calls) <= failures
+        error = "RuntimeError: Kernel died before replying to kernel_info" if died else ""
+        return subprocess.CompletedProcess((), int(died), "", error)
+
+    monkeypatch.setattr(execute.subprocess, "run", papermill)
+    fails = pytest.raises(execute.NotebookFailedError, match="Kernel died")
+    with fails if failures >= runs else contextlib.nullcontext():
+        execute.run({notebook: {}}, tmp_path / "out")
+    assert len(calls) == runs
