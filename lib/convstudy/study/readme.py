@@ -22,7 +22,7 @@ _TOP = {
     "figures/local/": "the same with this machine's own records beside them (not committed)",
     "data/paper/": "the paper's numbers and claims, as printed",
     "data/measurements/": "one folder a machine, one append-only JSON a run",
-    "data/images/": "a small set of real images with masks, and their licences",
+    "data/images/": "composites of real photographs with masks, and their licences",
     "lib/tests/": "the library's tests, in the same tree",
     "lib/convstudy/": "the library, in which imports point down only:",
 }
