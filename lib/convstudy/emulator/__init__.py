@@ -49,7 +49,8 @@ SharedRace, GlobalRace
     race with each other; but what they order otherwise (a flag, a ticket) is not understood, and
     plain accesses that rely on it are called a race.
 UninitialisedShared
-    Shared memory read before any thread of the block wrote it. It also starts as NaN bytes.
+    Shared memory read before any thread of the block wrote it. It also starts as NaN bytes. What
+    an asynchronous copy is to bring counts as unwritten until its thread has waited for it.
 DivergentBarrier, Deadlock
     Threads of a block at different barriers (told apart by their line), or gone while others
     wait; lanes waiting for lanes that never come. In both modes.
@@ -62,8 +63,9 @@ An access beyond one array that happens to hit another argument, or that leaves 
 dynamic shared memory for another, is taken for what it hits. A thread that spins on a flag spins
 for ever. Races are sought with the last write and the last two readers of each 4 bytes, so one of
 several may go unnamed until another is mended. Special functions (`rsqrtf`, `__expf`) round as
-the CPU's library does, not as a GPU. Inline PTX is refused by name, and so are CUDA's headers,
-cluster launches and textures (the compiler does not know them).
+the CPU's library does, not as a GPU; tensor cores drop what does not fit a sum, each GPU in a way
+of its own. Inline PTX is refused by name, but for what ``kernels/ptx.cuh`` wraps (ptx_cpu.h); so
+are CUDA's headers, cluster launches and textures (the compiler does not know them).
 
 Counts are of the loads that g++ leaves: one whose value nothing can have changed since is not
 made again, in a loop either, as on a GPU; which ones nvcc finds may differ. Requests and sectors

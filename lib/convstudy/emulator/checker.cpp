@@ -198,6 +198,16 @@ void Checker::access(uint64_t address, uint32_t size, AccessKind kind, uint64_t 
         count_global(address - shadow->range.begin, size, kind, pc);
 }
 
+void Checker::begin_copy(uint64_t shared, uint32_t size, uint64_t pc) {
+    access(shared, size, WRITE, pc);
+    memset(written_.data() + (shared - w_.module.shared.begin), 0, size);
+}
+
+void Checker::end_copy(uint64_t shared, uint32_t size, uint64_t pc) {
+    track(shared_, shared, size, WRITE, pc);
+    memset(written_.data() + (shared - w_.module.shared.begin), 1, size);
+}
+
 void Checker::bad_index(const char* array, int64_t index, uint64_t pc) {
     Fault f = fault(INDEX_OUT_OF_BOUNDS, 0, 0, READ, pc);
     f.index = index;

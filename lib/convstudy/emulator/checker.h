@@ -50,6 +50,10 @@ class Checker {
 
     void begin_block();
     void access(uint64_t address, uint32_t size, AccessKind kind, uint64_t pc);
+    // An asynchronous copy writes at some time in between: it races with whoever is not kept away
+    // from before its beginning to after its end.
+    void begin_copy(uint64_t shared, uint32_t size, uint64_t pc);
+    void end_copy(uint64_t shared, uint32_t size, uint64_t pc);
     void bad_index(const char* array, int64_t index, uint64_t pc);
 
     Path& path() { return paths_[w_.current->number]; }

@@ -302,6 +302,9 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
     return unsigned(((unsigned long long)a * b) >> 32);
 }
 
+// ---- PTX instructions that kernels/ptx.cuh wraps ------------------------------------------------
+#include "ptx_cpu.h"
+
 // ---- how the loader calls the kernel ------------------------------------------------------------
 namespace emu {
 

@@ -40,4 +40,13 @@ EMU_API void atomic_access(const void* address, unsigned size);
 EMU_API uint32_t compare_and_swap(void* address, uint32_t expected, uint32_t desired);
 EMU_API uint64_t compare_and_swap(void* address, uint64_t expected, uint64_t desired);
 
+// What tensor cores do (tensor.cpp), on each lane's part of the operands.
+EMU_API void mma_m16n8k8_tf32(float* d, const unsigned* a, const unsigned* b, int line);
+
+// Copies from global to shared memory that go on in the background (async.cpp). The first `bytes`
+// of `size` are copied, the rest become zeros.
+EMU_API void copy_async(void* shared, const void* global, unsigned size, unsigned bytes);
+EMU_API void commit_copies();
+EMU_API void await_copies(unsigned groups_left);
+
 }  // namespace emu

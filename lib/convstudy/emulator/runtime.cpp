@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "async.h"
 #include "checker.h"
 
 namespace emu {
@@ -169,6 +170,22 @@ void vote(Fiber* warp, uint32_t lanes) {
     for_each_lane(lanes, [&](unsigned i) { warp[i].result = ballot; });
 }
 
+struct Together {
+    void* operands;
+    void (*function)(void* const* of_lanes);
+};
+
+void together(Fiber* warp, uint32_t lanes) {
+    void* operands[WARP] = {};
+    void (*function)(void* const*) = nullptr;
+    for_each_lane(lanes, [&](unsigned i) {
+        const auto& each = *reinterpret_cast<const Together*>(warp[i].value);
+        operands[i] = each.operands;
+        function = each.function;
+    });
+    function(operands);
+}
+
 // ---- the scheduler ------------------------------------------------------------------------------
 void start_block(Worker& w, uint64_t number) {
     w.block = uint32_t(number);
@@ -185,6 +202,7 @@ void start_block(Worker& w, uint64_t number) {
         w.fibers[i].place.block = block;
         w.fibers[i].state = READY;
     }
+    w.copies->begin_block(w.threads);
     if (w.checker) w.checker->begin_block();
 }
 
@@ -310,6 +328,8 @@ void work(const Launch& launch, Progress& progress) {
     std::unique_ptr<Checker> checker;
     if (launch.checked) checker = std::make_unique<Checker>(w);
     w.checker = checker.get();
+    AsyncCopies copies;
+    w.copies = &copies;
     worker = &w;
     const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
     while (!progress.stopped) {
@@ -355,6 +375,10 @@ uint64_t warp_shuffle(unsigned mask, uint64_t value, unsigned source, int line) 
 }
 unsigned warp_ballot(unsigned mask, bool predicate, int line) {
     return unsigned(wait_for_warp(mask, line, predicate, 0, vote));
+}
+void warp_together(void* operands, void (*function)(void* const* of_lanes), int line) {
+    const Together mine{operands, function};
+    wait_for_warp(~0u, line, reinterpret_cast<uint64_t>(&mine), 0, together);
 }
 unsigned warp_active() {
     const Fiber* warp = worker->fibers + worker->current->number / WARP * WARP;

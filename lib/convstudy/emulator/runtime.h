@@ -40,6 +40,7 @@ struct Module {
 };
 
 class Checker;
+class AsyncCopies;
 
 // One OS thread that runs blocks, one at a time.
 struct Worker {
@@ -53,6 +54,7 @@ struct Worker {
     long long clock;
     uint64_t barriers;
     Fault fault;
+    AsyncCopies* copies;
     Checker* checker;  // null where the launch is not checked
 };
 
@@ -63,6 +65,9 @@ extern thread_local Worker* worker;
 [[noreturn]] void abandon(const Fault& fault);
 
 // A side of a fault: thread `number` of block `block`.
+// Hands the operands of every lane of a warp, by lane, to one function; null for a lane that exited.
+void warp_together(void* operands, void (*function)(void* const* of_lanes), int line);
+
 Site site_of(const Worker& w, uint32_t block, uint32_t number);
 
 }  // namespace emu
