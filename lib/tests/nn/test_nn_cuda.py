@@ -231,7 +231,11 @@ BAD = {
     "weights": (lambda: OffloadOps(device=EMULATOR, weights="never"), "weights is 'never'"),
     "memory": (lambda: OffloadOps(device=EMULATOR, memory="warm"), "'pageable' or 'pinned'"),
     "no window": (lambda: cuda.launch_max_pool2d((1, 1, 1, 9)), "1 x 9 has no window"),
-    "huge plane": (lambda: cuda.launch_upsample_bilinear((1, 1, 2**15, 2**15)), "cut the image"),
+    "huge plane": (lambda: cuda.launch_upsample_bilinear((1, 1, 2**14, 2**15)), "cut the image"),
+    "huge transposed plane": (
+        lambda: cuda.launch_conv_transpose2d((1, 1, 2**14, 2**15), (1, 1, 2, 2)),
+        "cut the image",
+    ),
     "huge pooling": (lambda: cuda.launch_max_pool2d((1, 1, 2**16, 2**15)), "cut the image"),
     "huge batch": (lambda: cuda.launch_batch_norm((2**22, 1024, 1, 1), 1e-5), "cut the batch"),
     "huge array": (lambda: cuda.launch_relu(2**42), "cut the batch"),
@@ -247,6 +251,25 @@ def test_bad_calls_are_refused_in_words(title):
     do, message = BAD[title]
     with pytest.raises(ValueError, match=message):
         do()
+
+
+@pytest.mark.parametrize(
+    ("launch", "blocks"),
+    [
+        # Whole blocks of 1,024 values, and of 64 pixels times 16 filters of 4 taps; one more.
+        (cuda.launch_relu(3 * 1024), 3),
+        (cuda.launch_relu(3 * 1024 + 1), 4),
+        (cuda.launch_batch_norm((2, 3, 32, 32), 1e-5), 6),
+        (cuda.launch_batch_norm((2, 3, 25, 41), 1e-5), 12),
+        (cuda.launch_max_pool2d((2, 3, 65, 64)), 6),
+        (cuda.launch_conv_transpose2d((2, 3, 8, 16), (3, 32, 2, 2)), 8),
+        (cuda.launch_conv_transpose2d((1, 3, 5, 13), (3, 17, 2, 2)), 4),
+        # The largest plane that is taken.
+        (cuda.launch_max_pool2d((1, 1, 2**16, 2**15 - 1)), 2**15 * (2**14 - 1) // 1024),
+    ],
+)
+def test_a_grid_is_as_large_as_it_must_be(launch, blocks):
+    assert launch.grid == (blocks,)
 
 
 @pytest.mark.skipif(bool(device.devices()), reason="says what is missing where there is no GPU")
