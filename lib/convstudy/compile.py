@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convstudy import emulator, paths
-from convstudy.device import array_module
+from convstudy.device import array_module, empty
 
 # The oldest and the newest chips that the study's kernels must run on, and the one in between on
 # which it was measured.
@@ -191,6 +191,41 @@ class Launch:
                 return function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
         function = _on_emulator(self.kernel, self.defines, checked)
         return function(self.grid, self.block, arguments, shared_bytes=self.shared_bytes)
+
+
+@dataclass(frozen=True)
+class SplitLaunch(Launch):
+    """A launch that writes parts of its result, and another that adds them up.
+
+    Attributes
+    ----------
+    total : Launch
+        Of a kernel that takes (parts, bias, result).
+    splits : int
+        How many parts there are.
+    """
+
+    total: Launch | None = None
+    splits: int = 1
+
+    def prepare(self, device):
+        """Compile both for `device` now."""
+        self.total.prepare(device)
+        return super().prepare(device)
+
+    def run(self, device, arrays, checked=True):
+        """Launch both; arrays are (x, w, bias, y) with a bias, or (a, b, result) without.
+
+        The parts lie in an array that is allocated here, on CuPy's current stream. The counts of
+        the emulator are those of the first launch.
+        """
+        *operands, result = arrays
+        bias = operands[2] if len(operands) == 3 else None
+        parts = empty((self.splits, *result.shape), device)
+        without_bias = (*operands[:2], None, parts) if len(operands) == 3 else (*operands, parts)
+        counts = super().run(device, without_bias, checked)
+        self.total.run(device, (parts, bias, result), checked)
+        return counts
 
 
 def _scalar(value):

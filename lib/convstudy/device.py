@@ -152,6 +152,15 @@ def array_module(device):
     return _cupy() if device.is_gpu else np
 
 
+def empty(shape, device):
+    """Return a float32 array on `device`, not yet written."""
+    if not device.is_gpu:
+        return np.empty(shape, np.float32)
+    cupy = _cupy()
+    with cupy.cuda.Device(device.index):
+        return cupy.empty(shape, np.float32)
+
+
 def device_of(array):
     """Return the device on which `array` lies: a GPU for a CuPy array, else the CPU."""
     if hasattr(array, "__cuda_array_interface__"):

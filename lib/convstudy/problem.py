@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 _DTYPES = ("float32",)
-_LAYOUTS = ("NCHW",)
+_LAYOUTS = ("NCHW", "NHWC")
+_PRECISIONS = ("fp32", "tf32")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,13 @@ class ConvProblem:
         Along H and W. Padding is zeros on both sides.
     groups : int
         1; other values are refused until an algorithm takes them.
-    dtype, layout : str
-        "float32" and "NCHW".
+    dtype : str
+        "float32".
+    layout : str
+        How arrays lie: "NCHW" (filters K C R S), or "NHWC" (filters K R S C), which PyTorch calls
+        channels_last.
+    precision : str
+        How exact products have to be at least: "fp32", or "tf32" (operands of 10 fraction bits).
 
     Raises
     ------
@@ -58,6 +64,7 @@ class ConvProblem:
     groups: int = 1
     dtype: str = "float32"
     layout: str = "NCHW"
+    precision: str = "fp32"
 
     def __post_init__(self):
         for name in "nchwkrs":
@@ -66,7 +73,11 @@ class ConvProblem:
             object.__setattr__(self, name, _pair(name, getattr(self, name), least))
         if self.groups != 1:
             raise ValueError(f"ConvProblem: groups={self.groups} is not supported; use groups=1")
-        for name, known in (("dtype", _DTYPES), ("layout", _LAYOUTS)):
+        for name, known in (
+            ("dtype", _DTYPES),
+            ("layout", _LAYOUTS),
+            ("precision", _PRECISIONS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"ConvProblem: {name}={getattr(self, name)!r} is not supported; "
@@ -84,26 +95,30 @@ class ConvProblem:
                 )
 
     @classmethod
-    def of(cls, x, w, stride=(1, 1), padding=(0, 0)):
-        """Return the problem that convolves `x` (N, C, H, W) with `w` (K, C, R, S)."""
-        for name, array, letters in (("x", x, "N, C, H, W"), ("w", w, "K, C, R, S")):
+    def of(cls, x, w, stride=(1, 1), padding=(0, 0), layout="NCHW", precision="fp32"):
+        """Return the problem that convolves `x` with `w`, arrays that lie as `layout` says."""
+        shapes = {}
+        for name, array, letters in (("x", x, "NCHW"), ("w", w, "KCRS")):
+            letters = ", ".join(_in_layout(letters, layout))
             if getattr(array, "ndim", None) != 4:
                 raise ValueError(
                     f"conv2d: {name} must be an array of rank 4 ({letters}), "
                     f"got {_describe(array)}; reshape it"
                 )
+            shapes[name] = channels_first(array.shape, layout)
         if x.dtype != w.dtype:
             raise TypeError(
                 f"conv2d: x is {x.dtype} and w is {w.dtype}; convert one with .astype()"
             )
-        if x.shape[1] != w.shape[1]:
+        (n, c, h, width), (k, expected, r, s) = shapes["x"], shapes["w"]
+        if c != expected:
+            wanted = _in_layout(("N", str(expected), "H", "W"), layout)
             raise ValueError(
-                f"conv2d: x has {x.shape[1]} channels and w expects {w.shape[1]}; "
-                f"pass x of shape (N, {w.shape[1]}, H, W)"
+                f"conv2d: x has {c} channels and w expects {expected}; "
+                f"pass x of shape ({', '.join(wanted)})"
             )
-        n, c, h, width = x.shape
-        k, _, r, s = w.shape
-        return cls(n, c, h, width, k, r, s, stride, padding, dtype=str(x.dtype))
+        dtype = str(x.dtype)
+        return cls(n, c, h, width, k, r, s, stride, padding, 1, dtype, layout, precision)
 
     def with_batch(self, n):
         """Return the same convolution of `n` images."""
@@ -119,17 +134,20 @@ class ConvProblem:
         """Width of the output."""
         return (self.w + 2 * self.padding[1] - self.s) // self.stride[1] + 1
 
+    def _shape(self, outer, channels, height, width):
+        return _in_layout((outer, channels, height, width), self.layout)
+
     @property
     def x_shape(self):
-        return (self.n, self.c, self.h, self.w)
+        return self._shape(self.n, self.c, self.h, self.w)
 
     @property
     def w_shape(self):
-        return (self.k, self.c, self.r, self.s)
+        return self._shape(self.k, self.c, self.r, self.s)
 
     @property
     def y_shape(self):
-        return (self.n, self.k, self.p, self.q)
+        return self._shape(self.n, self.k, self.p, self.q)
 
     @property
     def terms(self):
@@ -156,6 +174,17 @@ class ConvProblem:
     def intensity(self):
         """FLOPs for each byte of `bytes`."""
         return self.flops / self.bytes
+
+
+def _in_layout(nchw, layout):
+    """Return four things that are given in the order N, C, H, W in that of `layout`."""
+    n, c, h, w = nchw
+    return (n, h, w, c) if layout == "NHWC" else (n, c, h, w)
+
+
+def channels_first(shape, layout):
+    """Return a shape of `layout` in the order N, C, H, W."""
+    return (shape[0], shape[3], *shape[1:3]) if layout == "NHWC" else tuple(shape)
 
 
 def _describe(array):

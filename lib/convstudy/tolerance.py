@@ -5,8 +5,11 @@ import math
 
 import numpy as np
 
+# Of an operand that keeps 10 bits of the fraction; see `ConvProblem.precision`.
+_EPS_OF_OPERANDS = {"fp32": 0.0, "tf32": 2.0**-10}
 
-def tolerance(dtype, *terms):
+
+def tolerance(dtype, *terms, precision="fp32"):
     """Return the largest relative error that rounding alone explains.
 
     Parameters
@@ -16,11 +19,14 @@ def tolerance(dtype, *terms):
     *terms : int
         Products summed for one output: C R S for a convolution. A network passes one number a
         layer.
+    precision : {"fp32", "tf32"}
+        To what operands were rounded before they were multiplied.
 
     Returns
     -------
     float
-        ``4 eps sqrt(sum(terms))``, to be compared with `relative_error`.
+        ``4 eps sqrt(sum(terms))``, and ``4 eps_of_operands sqrt(layers)`` more, to be compared
+        with `relative_error`.
 
     Notes
     -----
@@ -30,10 +36,15 @@ def tolerance(dtype, *terms):
     million outputs lies five or six deviations out. The factor 4 leaves room for three times
     that, and for no wrong term: leaving out one product of T shows as ``1 / sqrt(T)``.
     Errors of layers in sequence are independent, so their squares add.
+
+    An operand that is rounded errs by eps/2 at most and eps/5 as a rule, and so do, relative to
+    the result, T products of random sign: the number of terms plays no part. Two operands, and
+    the largest of a million outputs, make that 1.5 eps.
     """
     if not terms or min(terms) < 1:
         raise ValueError(f"tolerance: terms must be positive numbers of products, got {terms}")
-    return 4 * float(np.finfo(dtype).eps) * math.sqrt(sum(terms))
+    rounded = _EPS_OF_OPERANDS[precision] * math.sqrt(len(terms))
+    return 4 * (float(np.finfo(dtype).eps) * math.sqrt(sum(terms)) + rounded)
 
 
 def relative_error(actual, reference):
@@ -53,9 +64,9 @@ def relative_error(actual, reference):
     return float(np.max(np.abs(actual.astype(np.float64) - reference)) / scale)
 
 
-def assert_close(actual, reference, *terms, dtype=None):
+def assert_close(actual, reference, *terms, dtype=None, precision="fp32"):
     """Raise AssertionError unless `actual` agrees with `reference` within `tolerance`."""
-    limit = tolerance(dtype or np.asarray(actual).dtype, *terms)
+    limit = tolerance(dtype or np.asarray(actual).dtype, *terms, precision=precision)
     error = relative_error(actual, reference)
     if not error <= limit:
         raise AssertionError(f"relative error {error:.3g} exceeds the tolerance {limit:.3g}")

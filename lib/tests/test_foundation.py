@@ -35,7 +35,7 @@ def test_output_sizes_follow_stride_and_padding():
         ({"c": 2.0}, TypeError, "c must be an integer, got 2.0"),
         ({"groups": 2}, ValueError, "groups=2 is not supported"),
         ({"dtype": "int8"}, ValueError, "dtype='int8' is not supported; use 'float32'"),
-        ({"layout": "NHWC"}, ValueError, "layout='NHWC' is not supported"),
+        ({"layout": "CHWN"}, ValueError, "layout='CHWN' is not supported"),
         ({"r": 9}, ValueError, "R=9, H=8 with 0 on each side"),
         ({"s": 9}, ValueError, "S=9, W=8 with 0 on each side"),
     ],

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convstudy.compile import Launch
-from convstudy.conv import cpu
+from convstudy.conv import cpu, mma
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -30,21 +30,34 @@ class Algorithm:
         colour and its row in every table; ``cpu-...`` for the CPU.
     idea : str
         What it does, in a few words.
-    supports : callable
-        ``supports(problem, device) -> (ok, reason)``; the reason of a refusal says the limit.
+    accepts : callable
+        ``accepts(problem, device) -> (ok, reason)``; the reason of a refusal says the limit.
     plan : callable or None
-        ``plan(problem, device) -> Launch`` of a kernel that takes (x, w, bias, y).
+        ``plan(problem, device) -> Launch`` of a kernel.
     compute : callable or None
-        ``compute(problem, x, w, bias, y)`` of a CPU algorithm.
+        ``compute(problem, ...)`` of a CPU algorithm.
+    which : {"fprop", "dgrad", "wgrad"}
+        Its pass: fprop takes (x, w, bias, y), dgrad (dy, w, dx), wgrad (x, dy, dw).
+    layouts, precisions : tuple of str
+        Those of a problem that it serves; fp32 is more than enough for TF32.
     """
 
     id: str
     idea: str
-    supports: Callable
+    accepts: Callable
     plan: Callable | None = None
     compute: Callable | None = None
-    passes: tuple[str, ...] = ("fprop",)
-    precisions: tuple[str, ...] = ("float32",)
+    which: str = "fprop"
+    layouts: tuple[str, ...] = ("NCHW",)
+    precisions: tuple[str, ...] = ("fp32", "tf32")
+
+    def supports(self, problem, device):
+        """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
+        if problem.layout not in self.layouts:
+            return False, f"it takes {' or '.join(self.layouts)}; the arrays are {problem.layout}"
+        if problem.precision not in self.precisions:
+            return False, f"it is not exact enough for {problem.precision}"
+        return self.accepts(problem, device)
 
 
 def _sizes(problem):
@@ -211,9 +224,49 @@ def _on_cpu(problem, device):
     return True, ""
 
 
+def _supports_mma(which, problem, device):
+    if device.kind == "cpu":
+        return False, "it is a CUDA kernel and the arrays lie on the CPU"
+    return mma.supports(which, problem, device)
+
+
+def _mma(which, idea):
+    return Algorithm(
+        f"conv2d_{which}_8_mma",
+        idea,
+        functools.partial(_supports_mma, which),
+        functools.partial(mma.plan, which),
+        which=which,
+        layouts=("NHWC",),
+    )
+
+
+_ANY_LAYOUT = ("NCHW", "NHWC")
 _ROWS = (
     Algorithm("cpu-plain", "one thread, six plain loops", _on_cpu, compute=cpu.plain),
-    Algorithm("cpu-blas", "im2col and BLAS, all threads", _on_cpu, compute=cpu.blas),
+    Algorithm(
+        "cpu-blas",
+        "im2col and BLAS, all threads",
+        _on_cpu,
+        compute=cpu.in_layout(cpu.blas),
+        layouts=_ANY_LAYOUT,
+    ),
+    Algorithm(
+        "cpu-dgrad",
+        "a matrix product for each filter tap, through BLAS",
+        _on_cpu,
+        compute=cpu.in_layout(cpu.dgrad),
+        which="dgrad",
+        layouts=_ANY_LAYOUT,
+    ),
+    Algorithm(
+        "cpu-wgrad",
+        "a matrix product for each filter tap, through BLAS",
+        _on_cpu,
+        compute=cpu.in_layout(cpu.wgrad),
+        which="wgrad",
+        layouts=_ANY_LAYOUT,
+    ),
     Algorithm(
         "conv2d_fprop_1_naive",
         "one thread an output",
@@ -238,6 +291,9 @@ _ROWS = (
         functools.partial(_supports_tiles, _TILES_REGISTERS),
         _plan_register_blocked,
     ),
+    _mma("fprop", "implicit GEMM on tensor cores, fetched ahead"),
+    _mma("dgrad", "implicit GEMM on tensor cores, back to the input"),
+    _mma("wgrad", "implicit GEMM on tensor cores, back to the filters"),
 )
 
 ALGORITHMS = {row.id: row for row in _ROWS}
@@ -269,31 +325,36 @@ def plan(name, problem, device):
 
 
 @functools.cache
-def choose(problem, device):
+def choose(problem, device, which="fprop"):
     """Return the id of the algorithm that "auto" takes: the last row that does not refuse."""
     for row in reversed(_ROWS):
-        if row.supports(problem, device)[0]:
+        if row.which == which and row.supports(problem, device)[0]:
             return row.id
-    raise ValueError(f"conv2d: no algorithm takes {problem} on {device.name}")
+    raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
 
 
-def explain(problem, device=CPU):
+def explain(problem, device=CPU, which="fprop"):
     """Return one line an algorithm: chosen, possible, or refused and why.
 
     Parameters
     ----------
     problem : ConvProblem
     device : Device
+    which : {"fprop", "dgrad", "wgrad"}
     """
-    chosen = choose(problem, device)
+    chosen = choose(problem, device, which)
     lines = []
     for row in _ROWS:
+        if row.which != which:
+            continue
         ok, reason = row.supports(problem, device)
         state = "chosen" if row.id == chosen else "possible" if ok else f"refused: {reason}"
         lines.append(f"{row.id}: {row.idea}; {state}")
     return "\n".join(lines)
 
 
-def kernels_for(problem, device=EMULATOR):
+def kernels_for(problem, device=EMULATOR, which="fprop"):
     """Return the ids of the kernels that take `problem` on `device`, in the ladder's order."""
-    return tuple(r.id for r in _ROWS if r.plan and r.supports(problem, device)[0])
+    return tuple(
+        r.id for r in _ROWS if r.plan and r.which == which and r.supports(problem, device)[0]
+    )

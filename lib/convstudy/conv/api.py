@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""The one call that convolves, wherever the arrays lie."""
+"""The calls that convolve, and take its gradients, wherever the arrays lie."""
 
 import numpy as np
 
 from convstudy.conv.algorithm import choose, get_algorithm, plan
-from convstudy.device import CPU, array_module, device_of
-from convstudy.problem import ConvProblem
+from convstudy.device import CPU, array_module, device_of, empty
+from convstudy.problem import ConvProblem, channels_first
 
 
-def conv2d(x, w, bias=None, stride=1, padding=0, algorithm="auto", out=None, device=None):
+def conv2d(
+    x,
+    w,
+    bias=None,
+    stride=1,
+    padding=0,
+    algorithm="auto",
+    out=None,
+    device=None,
+    layout="NCHW",
+    precision="fp32",
+):
     """Convolve `x` with `w` (cross-correlation), where `x` lies.
 
     Parameters
@@ -25,6 +36,10 @@ def conv2d(x, w, bias=None, stride=1, padding=0, algorithm="auto", out=None, dev
         Where to write; it must not overlap the inputs.
     device : Device, optional
         `device.EMULATOR` runs a kernel's .cu file on NumPy arrays.
+    layout : {"NCHW", "NHWC"}
+        How arrays lie. In NHWC, x is (N, H, W, C), w (K, R, S, C) and out (N, P, Q, K).
+    precision : {"fp32", "tf32"}
+        How exact products have to be at least.
 
     Returns
     -------
@@ -48,61 +63,197 @@ def conv2d(x, w, bias=None, stride=1, padding=0, algorithm="auto", out=None, dev
     array([[4., 4.],
            [4., 4.]], dtype=float32)
     """
-    arrays = {"x": x, "w": w, "bias": bias, "out": out}
-    for name, array in arrays.items():
-        if array is not None:
-            _check_array(name, array, device_of(x), finite=name != "out")
-    problem = ConvProblem.of(x, w, stride, padding)
-    for name, shape in (("bias", (problem.k,)), ("out", problem.y_shape)):
-        if arrays[name] is not None and arrays[name].shape != shape:
-            raise ValueError(f"conv2d: {name} has shape {arrays[name].shape}, expected {shape}")
-    device = device or device_of(x)
-    if device.is_gpu != device_of(x).is_gpu:
-        raise ValueError(f"conv2d: x lies on {device_of(x).name}, not on {device.name}; copy it")
-    if out is None:
-        out = _empty(problem.y_shape, device)
-    elif any(np.may_share_memory(out, a) for a in (x, w, bias) if isinstance(a, np.ndarray)):
-        raise ValueError("conv2d: out overlaps an input; pass another array")
-    return convolve(problem, x, w, bias, out, algorithm, device)
+    _check_arrays("conv2d", x=x, w=w, bias=bias)
+    problem = ConvProblem.of(x, w, stride, padding, layout, precision)
+    if bias is not None:
+        _check_shape("conv2d", "bias", bias, (problem.k,))
+    return _checked_run("conv2d", "fprop", problem, (x, w, bias), out, algorithm, device)
+
+
+def conv2d_dgrad(
+    dy,
+    w,
+    size,
+    stride=1,
+    padding=0,
+    algorithm="auto",
+    out=None,
+    device=None,
+    layout="NCHW",
+    precision="fp32",
+):
+    """Return the gradient of a convolution's input, given that of its output.
+
+    Parameters
+    ----------
+    dy : (N, K, P, Q) float32 array, C-contiguous, finite
+    w : (K, C, R, S) float32 array, likewise
+        The filters of the convolution.
+    size : (int, int)
+        H and W of the input: with a stride, several sizes have one output size.
+    stride, padding, algorithm, out, device, layout, precision
+        As in `conv2d`; `out` is (N, C, H, W).
+
+    Returns
+    -------
+    (N, C, H, W) float32 array
+        `out` where it is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+    """
+    _check_arrays("conv2d_dgrad", dy=dy, w=w)
+    (n, _, _, _), (k, c, r, s) = (
+        _sizes("conv2d_dgrad", name, array, layout) for name, array in (("dy", dy), ("w", w))
+    )
+    problem = ConvProblem(
+        *(n, c, *_pair("conv2d_dgrad", size), k, r, s, stride, padding),
+        layout=layout,
+        precision=precision,
+    )
+    _check_shape("conv2d_dgrad", "dy", dy, problem.y_shape)
+    return _checked_run("conv2d_dgrad", "dgrad", problem, (dy, w), out, algorithm, device)
+
+
+def conv2d_wgrad(
+    x,
+    dy,
+    size,
+    stride=1,
+    padding=0,
+    algorithm="auto",
+    out=None,
+    device=None,
+    layout="NCHW",
+    precision="fp32",
+):
+    """Return the gradient of a convolution's filters, given its input and its output's gradient.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float32 array, C-contiguous, finite
+    dy : (N, K, P, Q) float32 array, likewise
+    size : (int, int)
+        R and S of the filters.
+    stride, padding, algorithm, out, device, layout, precision
+        As in `conv2d`; `out` is (K, C, R, S).
+
+    Returns
+    -------
+    (K, C, R, S) float32 array
+        `out` where it is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+    """
+    _check_arrays("conv2d_wgrad", x=x, dy=dy)
+    (n, c, h, width), (_, k, _, _) = (
+        _sizes("conv2d_wgrad", name, array, layout) for name, array in (("x", x), ("dy", dy))
+    )
+    problem = ConvProblem(
+        *(n, c, h, width, k, *_pair("conv2d_wgrad", size), stride, padding),
+        layout=layout,
+        precision=precision,
+    )
+    _check_shape("conv2d_wgrad", "dy", dy, problem.y_shape)
+    return _checked_run("conv2d_wgrad", "wgrad", problem, (x, dy), out, algorithm, device)
 
 
 def convolve(problem, x, w, bias, out, algorithm, device):
     """Do what `conv2d` does, trusting its arguments; on a GPU, return before it is done."""
-    name = choose(problem, device) if algorithm == "auto" else algorithm
+    return run("fprop", problem, (x, w, bias, out), algorithm, device)
+
+
+def run(which, problem, arrays, algorithm, device):
+    """Run pass `which` of `problem`, trusting its arguments; on a GPU, return before it is done.
+
+    Parameters
+    ----------
+    which : {"fprop", "dgrad", "wgrad"}
+    problem : ConvProblem
+    arrays : tuple
+        As an `Algorithm` of this pass takes them; the last is written, and returned.
+    algorithm : str
+    device : Device
+    """
+    name = choose(problem, device, which) if algorithm == "auto" else algorithm
     row = get_algorithm(name)
     if row.compute is None or device is not CPU:
-        plan(name, problem, device).run(device, (x, w, bias, out))
+        plan(name, problem, device).run(device, arrays)
     else:
-        row.compute(problem, x, w, bias, out)
-    return out
+        row.compute(problem, *arrays)
+    return arrays[-1]
 
 
-def _empty(shape, device):
-    xp = array_module(device)
-    if not device.is_gpu:
-        return np.empty(shape, np.float32)
-    with xp.cuda.Device(device.index):
-        return xp.empty(shape, xp.float32)
+_RESULTS = {"fprop": "y_shape", "dgrad": "x_shape", "wgrad": "w_shape"}
 
 
-def _check_array(name, array, device, finite):
+def _checked_run(who, which, problem, inputs, out, algorithm, device):
+    if algorithm != "auto" and get_algorithm(algorithm).which != which:
+        raise ValueError(f"{who}: {algorithm} computes {get_algorithm(algorithm).which}")
+    where = device_of(inputs[0])
+    device = device or where
+    if device.is_gpu != where.is_gpu:
+        raise ValueError(f"{who}: the arrays lie on {where.name}, not on {device.name}; copy them")
+    shape = getattr(problem, _RESULTS[which])
+    if out is None:
+        out = empty(shape, device)
+    else:
+        _check_array(who, "out", out, where, finite=False)
+        _check_shape(who, "out", out, shape)
+        if any(np.may_share_memory(out, a) for a in inputs if isinstance(a, np.ndarray)):
+            raise ValueError(f"{who}: out overlaps an input; pass another array")
+    return run(which, problem, (*inputs, out), algorithm, device)
+
+
+def _check_arrays(who, **arrays):
+    first = next(iter(arrays.values()))
+    for name, array in arrays.items():
+        if array is not None or name != "bias":
+            _check_array(who, name, array, device_of(first), finite=True)
+
+
+def _sizes(who, name, array, layout):
+    if array.ndim != 4:
+        raise ValueError(f"{who}: {name} must be an array of rank 4, got shape {array.shape}")
+    return channels_first(array.shape, layout)
+
+
+def _pair(who, size):
+    try:
+        first, second = size
+    except (TypeError, ValueError):
+        raise ValueError(f"{who}: size must be two integers, got {size!r}") from None
+    return first, second
+
+
+def _check_shape(who, name, array, expected):
+    if array.shape != expected:
+        raise ValueError(f"{who}: {name} has shape {array.shape}, expected {expected}")
+
+
+def _check_array(who, name, array, device, finite):
     if not hasattr(array, "__array_interface__") and not hasattr(array, "__cuda_array_interface__"):
         raise TypeError(
-            f"conv2d: {name} must be a NumPy or CuPy array, got {type(array).__name__}; "
+            f"{who}: {name} must be a NumPy or CuPy array, got {type(array).__name__}; "
             f"use np.asarray"
         )
     if device_of(array) != device:
         raise ValueError(
-            f"conv2d: {name} lies on {device_of(array).name} and x on {device.name}; copy one"
+            f"{who}: {name} lies on {device_of(array).name} and x on {device.name}; copy one"
         )
     if array.dtype != np.float32:
-        raise TypeError(f"conv2d: {name} must be float32, got {array.dtype}; use .astype")
+        raise TypeError(f"{who}: {name} must be float32, got {array.dtype}; use .astype")
     if array.size == 0:
-        raise ValueError(f"conv2d: {name} is empty, of shape {array.shape}; every size is >= 1")
+        raise ValueError(f"{who}: {name} is empty, of shape {array.shape}; every size is >= 1")
     if not array.flags.c_contiguous:
         raise ValueError(
-            f"conv2d: {name} must be C-contiguous, its strides are {array.strides}; "
+            f"{who}: {name} must be C-contiguous, its strides are {array.strides}; "
             f"use np.ascontiguousarray"
         )
     if finite and not bool(array_module(device).isfinite(array).all()):
-        raise ValueError(f"conv2d: {name} holds NaN or infinity; the result would be meaningless")
+        raise ValueError(f"{who}: {name} holds NaN or infinity; the result would be meaningless")

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Convolution on the CPU, twice: as the plain loop nest, and as a CPU does it well.
+"""Convolution on the CPU: as the plain loop nest, and as a CPU does it well; and its gradients.
 
-Both trust their arguments, float32 and C-contiguous; `api.conv2d` checks them.
+All trust their arguments, float32 and C-contiguous; `api` checks them. Those that follow the
+layout NCHW take another through `in_layout`.
 """
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from convstudy.conv import reference
 from convstudy.loops import compiled
 
 # Floats of unfolded input held at once: 4 MiB. Half of it costs 6% more time over U-Net's layers
@@ -86,6 +89,37 @@ def blas(problem, x, w, bias, out):
             np.matmul(filters, unfolded.reshape(taps, count), out=result[:, first : first + count])
     if bias is not None:
         out += bias[:, None, None]
+
+
+def dgrad(problem, dy, w, dx):
+    """Compute the gradient of the input, (N, C, H, W): a matrix product for each filter tap."""
+    size = problem.h, problem.w
+    dx[...] = reference.conv2d_dgrad(dy, w, size, problem.stride, problem.padding)
+
+
+def wgrad(problem, x, dy, dw):
+    """Compute the gradient of the filters, (K, C, R, S): a matrix product for each filter tap."""
+    size = problem.r, problem.s
+    dw[...] = reference.conv2d_wgrad(x, dy, size, problem.stride, problem.padding)
+
+
+def in_layout(compute):
+    """Return `compute`, which knows NCHW alone, for the layout of any problem: by copies."""
+
+    def computed(problem, *arrays):
+        if problem.layout == "NCHW":
+            compute(problem, *arrays)
+            return
+        *inputs, output = arrays
+        inputs = [
+            np.ascontiguousarray(np.moveaxis(a, 3, 1)) if a is not None and a.ndim == 4 else a
+            for a in inputs
+        ]
+        result = np.empty_like(np.moveaxis(output, 3, 1), order="C")
+        compute(replace(problem, layout="NCHW"), *inputs, result)
+        output[...] = np.moveaxis(result, 1, 3)
+
+    return computed
 
 
 def _windows(problem, image):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The NumPy twin of every convolution algorithm: short, vectorised, in the input's own type."""
+"""The NumPy twin of every convolution algorithm: short, vectorised, in the input's own type.
+
+Arrays lie as NCHW and KCRS.
+"""
 
 import numpy as np
 
@@ -32,3 +35,55 @@ def conv2d(x, w, bias=None, stride=(1, 1), padding=(0, 0)):
             # (K, C) times (N, C, P, Q), summed over C: the bulk of the work is one BLAS call.
             y += np.moveaxis(np.tensordot(w[:, :, i, j], window, axes=(1, 1)), 0, 1)
     return y if bias is None else y + bias[:, None, None]
+
+
+def conv2d_dgrad(dy, w, size, stride=(1, 1), padding=(0, 0)):
+    """Return the gradient of the input: each output's, sent back through every filter tap.
+
+    Parameters
+    ----------
+    dy : (N, K, P, Q) array
+    w : (K, C, R, S) array
+    size : (int, int)
+        H and W of the input.
+    stride, padding : (int, int)
+
+    Returns
+    -------
+    (N, C, H, W) array of dy's dtype
+    """
+    n, _, p, q = dy.shape
+    _, c, r, s = w.shape
+    (h, width), (stride_h, stride_w), (pad_h, pad_w) = size, stride, padding
+    padded = np.zeros((n, c, h + 2 * pad_h, width + 2 * pad_w), dtype=dy.dtype)
+    for i in range(r):
+        for j in range(s):
+            window = padded[:, :, i : i + stride_h * p : stride_h, j : j + stride_w * q : stride_w]
+            window += np.moveaxis(np.tensordot(w[:, :, i, j], dy, axes=(0, 1)), 0, 1)
+    return padded[:, :, pad_h : pad_h + h, pad_w : pad_w + width]
+
+
+def conv2d_wgrad(x, dy, size, stride=(1, 1), padding=(0, 0)):
+    """Return the gradient of the filters: under each tap, the input times the output's gradient.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) array
+    dy : (N, K, P, Q) array
+    size : (int, int)
+        R and S of the filters.
+    stride, padding : (int, int)
+
+    Returns
+    -------
+    (K, C, R, S) array of x's dtype
+    """
+    _, k, p, q = dy.shape
+    (r, s), (stride_h, stride_w), (pad_h, pad_w) = size, stride, padding
+    padded = np.pad(x, ((0, 0), (0, 0), (pad_h, pad_h), (pad_w, pad_w)))
+    dw = np.empty((k, x.shape[1], r, s), dtype=x.dtype)
+    for i in range(r):
+        for j in range(s):
+            window = padded[:, :, i : i + stride_h * p : stride_h, j : j + stride_w * q : stride_w]
+            dw[:, :, i, j] = np.tensordot(dy, window, axes=((0, 2, 3), (0, 2, 3)))
+    return dw

@@ -317,11 +317,18 @@ class OffloadOps(ConvolutionElsewhere):
 
 
 def check_kernel(who, algorithm):
-    """Return `algorithm`, or raise ValueError unless it is "auto" or a convolution's kernel."""
-    if algorithm != "auto" and get_algorithm(algorithm).plan is None:
-        kernels = [row.id for row in ALGORITHMS.values() if row.plan]
+    """Return `algorithm`, or raise ValueError unless it is "auto" or a kernel for NCHW."""
+    if algorithm == "auto":
+        return algorithm
+    kernels = [
+        row.id
+        for row in ALGORITHMS.values()
+        if row.plan and row.which == "fprop" and "NCHW" in row.layouts
+    ]
+    if get_algorithm(algorithm).id not in kernels:
         raise ValueError(
-            f"{who}: {algorithm} runs on the CPU; choose 'auto' or one of {', '.join(kernels)}"
+            f"{who}: {algorithm} is no kernel that convolves NCHW arrays; choose 'auto' or one of "
+            f"{', '.join(kernels)}"
         )
     return algorithm
 

@@ -47,6 +47,7 @@ ALGORITHMS = {
     "conv2d_fprop_2_coalesced": Look("2 coalesced", ORANGE, "<", ".."),
     "conv2d_fprop_3_tiled": Look("3 tiled (the paper's)", GREEN, "o", "xx"),
     "conv2d_fprop_4_register_blocked": Look("4 register-blocked", BLUE, "^"),
+    "conv2d_fprop_8_mma": Look("8 tensor cores", YELLOW, "p", "||"),
     "cudnn": Look("cuDNN", PURPLE, "*", "--"),
     "pytorch-cpu": Look("PyTorch, CPU", SKY, "P", "++"),
 }
@@ -81,7 +82,7 @@ ENVIRONMENTS = {
 }
 
 _SPARE_COLORS = (SKY, YELLOW, PURPLE, "#332288", "#44aa99", "#882255", "#117733", "#ddcc77")
-_SPARE_MARKERS = ("X", "p", "h", "d", ">", "8")
+_SPARE_MARKERS = ("X", "h", "d", ">", "8")
 
 
 def look(name):

@@ -19,7 +19,7 @@ from convstudy.problem import ConvProblem
 
 def cases(options):
     """Yield a case for each algorithm and layer; cuDNN where PyTorch is there."""
-    on_cpu = [row.id for row in ALGORITHMS.values() if row.compute]
+    on_cpu = [row.id for row in ALGORITHMS.values() if row.compute and row.which == "fprop"]
     if not options["plain_repeats"]:
         on_cpu.remove("cpu-plain")
     for n in numbers(options["n"]):

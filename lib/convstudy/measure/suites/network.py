@@ -5,17 +5,19 @@ import functools
 
 import numpy as np
 
-from convstudy.conv.algorithm import ALGORITHMS, plan
+from convstudy.conv.algorithm import kernels_for, plan
 from convstudy.device import array_module, devices, why_no_gpu
 from convstudy.images import load_sample
 from convstudy.measure.runner import SEED
 from convstudy.models.unet import UNet
 from convstudy.nn.reference import ReferenceOps
+from convstudy.problem import ConvProblem
 
 HEIGHT, WIDTH = 128, 191
 TILED = "conv2d_fprop_3_tiled"
 BLOCKED = "conv2d_fprop_4_register_blocked"
-KERNELS = tuple(row.id for row in ALGORITHMS.values() if row.plan)
+# The kernels of the network's layout.
+KERNELS = kernels_for(ConvProblem(1, 64, HEIGHT, WIDTH, 64, 3, 3, padding=1))
 
 
 @functools.cache

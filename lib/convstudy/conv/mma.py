@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""How the convolutions on tensor cores are cut: into tiles, and sums over several blocks."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from convstudy.compile import Launch, SplitLaunch
+
+_MOST_BLOCKS = 2**31 - 1
+_TILE_D, _STAGES = 32, 3
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Warps of a block along M and N, and what each computes: `conv2d_mma.cuh`'s constants."""
+
+    warps_m: int
+    warps_n: int
+    warp_m: int
+    warp_n: int
+
+    @property
+    def m(self):
+        return self.warps_m * self.warp_m
+
+    @property
+    def n(self):
+        return self.warps_n * self.warp_n
+
+    @property
+    def threads(self):
+        return 32 * self.warps_m * self.warps_n
+
+
+# Deep layers of one image have few rows, and narrow layers few columns.
+_TILES = (_Tile(4, 2, 32, 32), _Tile(2, 2, 32, 32), _Tile(2, 4, 32, 32), _Tile(1, 4, 32, 32))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The matrix product that a pass is: (rows x depth) times (depth x columns)."""
+
+    rows: int
+    columns: int
+    depth: int
+    # Which channels lie side by side in a, in b and in the result.
+    of_a: int
+    of_b: int
+    of_out: int
+    # Whether depth runs along the lines of a's tile, and of b's.
+    along_a: bool
+    along_b: bool
+
+    def tile_words(self, tile):
+        """Return the shared words of one stage."""
+        sizes = ((tile.m, self.along_a), (tile.n, self.along_b))
+        return sum(
+            across * (_TILE_D + 4) if along else _TILE_D * (across + 8) for across, along in sizes
+        )
+
+    def shared_bytes(self, tile):
+        return 4 * _STAGES * self.tile_words(tile)
+
+    def blocks(self, tile):
+        return math.ceil(self.rows / tile.m) * math.ceil(self.columns / tile.n)
+
+
+def product(which, problem):
+    """Return the matrix product of pass `which` of `problem`."""
+    c, k, taps = problem.c, problem.k, problem.r * problem.s
+    pixels_in, pixels_out = problem.n * problem.h * problem.w, problem.n * problem.p * problem.q
+    if which == "fprop":
+        return _Product(pixels_out, k, taps * c, c, c, k, True, True)
+    if which == "dgrad":
+        return _Product(pixels_in, c, taps * k, k, c, c, True, False)
+    return _Product(k, taps * c, pixels_out, k, c, taps * c, False, False)
+
+
+def supports(which, problem, device):
+    """Return (ok, reason) for pass `which` on tensor cores."""
+    if device.compute_capability < (8, 0):
+        return False, f"it needs tensor cores for TF32 (sm_80 or later); {device.name} is older"
+    needed = product(which, problem)
+    if max(problem.r * problem.s * max(problem.c, problem.k), needed.columns) >= 2**31:
+        return False, "a filter has 2^31 weights or more; filter fewer channels at a time"
+    tile, splits = best(which, problem, device)
+    if needed.blocks(tile) * splits > _MOST_BLOCKS:
+        return False, f"it needs more than {_MOST_BLOCKS} blocks; cut the batch"
+    return True, ""
+
+
+@functools.cache
+def best(which, problem, device):
+    """Return the tile, and over how many blocks each sum is split, that cost least."""
+    needed = product(which, problem)
+    steps = math.ceil(needed.depth / _TILE_D)
+    choices = [
+        (tile, splits)
+        for tile in _TILES
+        if needed.shared_bytes(tile) <= device.shared_bytes_per_block
+        for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+        if splits == 1 or 4 * splits <= steps
+    ]
+    return min(choices, key=lambda choice: _cost(needed, *choice, device))
+
+
+def _cost(needed, tile, splits, device):
+    """Estimate the cycles of a choice, to compare choices by.
+
+    A multiprocessor makes some 200 multiply-adds a cycle of fp32 out of TF32, if it has 8 warps;
+    a block takes some 3000 cycles to fill its stages and to write its tile; parts are written and
+    read at some 2500 bytes a cycle. None of these has been measured yet.
+    """
+    rounds = math.ceil(needed.blocks(tile) * splits / device.sm_count)
+    steps = math.ceil(math.ceil(needed.depth / _TILE_D) / splits)
+    alone = min(1, tile.threads / 256 * rounds)
+    multiplying = rounds * steps * tile.m * tile.n * _TILE_D / (200 * alone)
+    parts = 0 if splits == 1 else 4 * needed.rows * needed.columns * (splits + 1) / 2500 + 3000
+    return multiplying + 3000 * rounds + parts
+
+
+def plan(which, problem, device):
+    """Return the launch of pass `which`, with a second one that adds up where sums are split."""
+    needed = product(which, problem)
+    tile, splits = best(which, problem, device)
+    p = problem
+    defines = (
+        ("FILTER_R", p.r),
+        ("FILTER_S", p.s),
+        ("STRIDE_H", p.stride[0]),
+        ("STRIDE_W", p.stride[1]),
+        ("TERMS", 3 if p.precision == "fp32" else 1),
+        ("WARPS_M", tile.warps_m),
+        ("WARPS_N", tile.warps_n),
+        ("WARP_M", tile.warp_m),
+        ("WARP_N", tile.warp_n),
+        ("VECTOR_A", 1 if needed.of_a % 4 else 4),
+        ("VECTOR_B", 1 if needed.of_b % 4 else 4),
+        ("VECTOR_OUT", 1 if needed.of_out % 2 else 2),
+    )
+    main = (
+        f"conv2d_{which}_8_mma",
+        (needed.blocks(tile) * splits,),
+        (tile.threads,),
+        (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding, splits),
+        defines,
+        needed.shared_bytes(tile),
+    )
+    if splits == 1:
+        return Launch(*main)
+    size = needed.rows * needed.columns
+    threads, each = 256, 4
+    total = Launch(
+        "conv2d_splits_1_sum",
+        (math.ceil(size / (threads * each)),),
+        (threads,),
+        (np.int64(size), splits, needed.columns),
+        (("THREADS", threads), ("EACH", each)),
+    )
+    return SplitLaunch(*main, total, splits)

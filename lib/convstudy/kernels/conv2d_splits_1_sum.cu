@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+// Adds up the parts of a convolution whose sums were split over several blocks.
+//
+// Idea      Part after part, in order: the result is the same on every run, which sums by atomics
+//           would not be. The bias comes last, as everywhere.
+// Threads   Thread t computes EACH outputs, THREADS apart.
+// Shared    None.
+// Source    Split-K, as in NVIDIA CUTLASS, "Efficient GEMM in CUDA".
+#ifndef THREADS
+#define THREADS 256
+#endif
+#ifndef EACH
+#define EACH 4
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ bias,
+                    float* __restrict__ y, long long size, int splits, int K)
+{
+    const long long first = (long long)blockIdx.x * THREADS * EACH + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        const long long at = first + i * THREADS;
+        if (at >= size) return;
+        float sum = parts[at];
+        for (int split = 1; split < splits; ++split) sum += parts[split * size + at];
+        y[at] = bias ? sum + bias[at % K] : sum;
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// Rung 8, backwards to the filters: the gradient of w from x and that of y, on tensor cores.
+//
+// Idea      Rows of a are filters and hold dy at every output pixel; the columns of b are taps and
+//           channels and hold x under that tap: K x R S C outputs, N P Q products each. Outputs
+//           are few and sums long, so nearly always `splits` blocks share a tile.
+// Threads   As in conv2d_fprop_8_mma, with filters, and taps times channels.
+// Shared    4 STAGES 32 (TILE_M + TILE_N + 16) bytes, dynamic: 79,872 with the defaults.
+// Source    As conv2d_fprop_8_mma.
+#include "conv2d.cuh"
+#include "ptx.cuh"
+#include "conv2d_mma.cuh"
+
+// a: row k, depth (n, p, q). All filters of one pixel lie side by side.
+struct Gradients {
+    using Tile = ::Tile<TILE_D, TILE_M, false, VECTOR_A>;
+    const float* dy;
+    int k, K;
+    long long pixel, pixels;
+
+    __device__ __forceinline__ Gradients(const float* dy, const Part& part, int K, long long pixels)
+        : dy(dy), k(part.row + Tile::place()), K(K), pixel((long long)part.first * TILE_D),
+          pixels(pixels)
+    {
+    }
+    __device__ __forceinline__ void fetch(float* tile)
+    {
+#pragma unroll
+        for (int i = 0; i < Tile::EACH; ++i) {
+            const long long at = pixel + Tile::line(i);
+            Tile::copy(tile, i, dy + at * K + k, at < pixels && k < K);
+        }
+        pixel += TILE_D;
+    }
+};
+
+// b: depth (n, p, q), column (r, s, c).
+struct Pixels {
+    using Tile = ::Tile<TILE_D, TILE_N, false, VECTOR_B>;
+    const float* x;
+    int h0, w0, c, N, C, H, W, P, Q;
+    bool is_tap;
+    long long pixel;
+
+    __device__ __forceinline__ Pixels(const float* x, const Part& part, CONV2D_SIZES)
+        : x(x), N(N), C(C), H(H), W(W), P(P), Q(Q), pixel((long long)part.first * TILE_D)
+    {
+        const int column = part.column + Tile::place(), tap = column / C;
+        c = column % C;
+        h0 = tap / S - pad_h;
+        w0 = tap % S - pad_w;
+        is_tap = tap < R * S;
+    }
+    __device__ __forceinline__ void fetch(float* tile)
+    {
+#pragma unroll
+        for (int i = 0; i < Tile::EACH; ++i) {
+            const long long at = pixel + Tile::line(i);
+            const int q = at % Q, p = at / Q % P, n = at / Q / P;
+            const int h = p * STRIDE_H + h0, v = q * STRIDE_W + w0;
+            const bool inside = is_tap && n < N && h >= 0 && h < H && v >= 0 && v < W;
+            Tile::copy(tile, i, x + (((size_t)n * H + h) * W + v) * C + c, inside);
+        }
+        pixel += TILE_D;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
+conv2d_wgrad_8_mma(const float* __restrict__ x, const float* __restrict__ dy,
+                   float* __restrict__ dw, CONV2D_SIZES, int splits)
+{
+    const long long pixels = (long long)N * P * Q;
+    const Part part(K, R * S * C, pixels, splits);
+    Gradients a(dy, part, K, pixels);
+    Pixels b(x, part, N, C, H, W, K, P, Q, pad_h, pad_w);
+    Product<Gradients, Pixels> product;
+    product.run(a, b, part.count);
+    product.store(dw, nullptr, part, K, R * S * C);
+}
