@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 from problems import PROBLEMS, UNET_PROBLEMS, random_arrays
+from ptx import bound
 
 from convstudy import compile, device, tolerance
 from convstudy.conv import algorithm, reference
@@ -219,8 +220,11 @@ def test_explain_has_a_line_for_every_algorithm():
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_plan_of_every_problem_compiles_without_spills(name, arch):
     device_like = dataclasses.replace(EMULATOR, sm_count=108)
-    plans = {algorithm.plan(name, p, device_like).defines for p in UNET_PROBLEMS.values()}
-    for defines in plans:
-        cubin = compile.cubin(name, arch, defines)
+    plans = {p: algorithm.plan(name, p, device_like) for p in UNET_PROBLEMS.values()}
+    for launch in plans.values():
+        cubin = compile.cubin(name, arch, launch.defines)
         assert cubin.spill_bytes == 0
         assert cubin.stack_bytes == 0
+        assert bound(launch) == launch.threads
+        if name == "conv2d_fprop_3_tiled":  # as many blocks as make up 1,024 threads
+            assert 1024 // launch.threads * launch.threads * cubin.registers <= 65536

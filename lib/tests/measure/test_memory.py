@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from ptx import bound, ptx
 
 from convstudy import compile, device
 from convstudy.device import EMULATOR, Device
@@ -152,19 +153,9 @@ def test_four_blocks_fit_a_multiprocessor(arch):
         for plan in (memory.latency_plan(H200, space), memory.bandwidth_plan(H200, space)):
             code = compile.cubin(plan.launch.kernel, arch, plan.launch.defines)
             assert (code.spill_bytes, code.stack_bytes) == (0, 0)
+            assert plan.launch.threads == bound(plan.launch)
             assert 4 * plan.launch.threads * code.registers <= 65536
             assert 4 * code.shared_bytes <= 64 * 2**10
-
-
-def instructions(plan):
-    """Return the PTX of a plan's kernel, in which loads still say where they may be cached."""
-    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
-    text = compile.source(plan.launch.kernel, plan.launch.defines)
-    program = nvrtc.createProgram(text, "kernel.cu", (), ())
-    nvrtc.compileProgram(program, ("-std=c++17", "-arch=compute_90"))
-    ptx = nvrtc.getPTX(program)
-    nvrtc.destroyProgram(program)
-    return ptx.decode() if isinstance(ptx, bytes) else ptx
 
 
 @pytest.mark.parametrize(
@@ -176,19 +167,19 @@ def instructions(plan):
     ],
 )
 def test_loads_say_which_cache_they_use_and_none_is_optimised_away(space, policy):
-    latency = instructions(memory.latency_plan(H200, space))
+    latency = ptx(memory.latency_plan(H200, space).launch)
     assert len(re.findall(policy + r"\.u64", latency)) == 1 + 16  # the warm-up's, and the unrolled
-    bandwidth = instructions(memory.bandwidth_plan(H200, space))
+    bandwidth = ptx(memory.bandwidth_plan(H200, space).launch)
     assert len(re.findall(policy + r"\.v4\.f32", bandwidth)) == 4
 
 
 def test_shared_loads_and_register_links_are_not_optimised_away():
-    shared = [f(H200, "shared") for f in (memory.latency_plan, memory.bandwidth_plan)]
-    assert len(re.findall(r"ld\.shared\.u32", instructions(shared[0]))) == 1 + 16
-    assert len(re.findall(r"ld\.shared\.v4\.f32", instructions(shared[1]))) == 4
-    registers = [f(H200, "registers") for f in (memory.latency_plan, memory.bandwidth_plan)]
-    assert len(re.findall(r"fma\.rn", instructions(registers[0]))) == 64
-    assert len(re.findall(r"fma\.rn", instructions(registers[1]))) == 16 * 8
+    shared = [f(H200, "shared").launch for f in (memory.latency_plan, memory.bandwidth_plan)]
+    assert len(re.findall(r"ld\.shared\.u32", ptx(shared[0]))) == 1 + 16
+    assert len(re.findall(r"ld\.shared\.v4\.f32", ptx(shared[1]))) == 4
+    registers = [f(H200, "registers").launch for f in (memory.latency_plan, memory.bandwidth_plan)]
+    assert len(re.findall(r"fma\.rn", ptx(registers[0]))) == 64
+    assert len(re.findall(r"fma\.rn", ptx(registers[1]))) == 16 * 8
 
 
 # ---- the chain -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from ptx import bound
 from test_nn_cpu import SHAPES, arguments, call, copies
 
 from convstudy import compile, device, emulator, lane, tolerance
@@ -264,12 +265,15 @@ def test_bad_calls_are_refused_in_words(title):
         (cuda.launch_max_pool2d((2, 3, 65, 64)), 6),
         (cuda.launch_conv_transpose2d((2, 3, 8, 16), (3, 32, 2, 2)), 8),
         (cuda.launch_conv_transpose2d((1, 3, 5, 13), (3, 17, 2, 2)), 4),
+        (cuda.launch_upsample_bilinear((2, 3, 16, 16)), 6),
+        (cuda.launch_pad_concat((2, 3, 32, 32), (2, 1, 31, 30)), 8),
         # The largest plane that is taken.
         (cuda.launch_max_pool2d((1, 1, 2**16, 2**15 - 1)), 2**15 * (2**14 - 1) // 1024),
     ],
 )
 def test_a_grid_is_as_large_as_it_must_be(launch, blocks):
     assert launch.grid == (blocks,)
+    assert launch.threads == bound(launch)
 
 
 @pytest.mark.skipif(bool(device.devices()), reason="says what is missing where there is no GPU")
