@@ -66,6 +66,7 @@ def test_a_bandwidth_kernel_reads_the_bytes_it_is_credited_with(space):
     assert result["bytes"] == plan.amount
     threads, counts = 8 * 256, clock.counts
     assert counts.global_stores == threads + 8
+    assert counts.barriers == 8 * (2 if space == "shared" else 1)
     if space == "registers":
         assert plan.amount == threads * 8 * (3 * 16) * 12
     elif space == "shared":
@@ -75,6 +76,20 @@ def test_a_bandwidth_kernel_reads_the_bytes_it_is_credited_with(space):
         assert counts.global_loads * 16 == plan.amount
         # 32 lanes read 512 bytes side by side: 16 sectors.
         assert counts.global_load_sectors == counts.global_load_requests * 16
+
+
+@pytest.mark.parametrize("space", memory.GPU_SPACES)
+def test_times_lie_between_the_right_readings_of_the_clock(space):
+    # The emulator's clock counts how often it is read.
+    def second(run):
+        run()
+        return 1.0
+
+    plan = small_latency(space)
+    latency = memory.measure_latency(SMALL, plan, second, repeats=1)
+    assert latency["cycles"] == [1 / plan.amount]
+    assert latency["clock_hz"] == [3]
+    assert memory.measure_bandwidth(SMALL, small_bandwidth(space), second, 1)["cycles"] == [256]
 
 
 @pytest.mark.parametrize(
