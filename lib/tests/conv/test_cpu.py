@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,8 +42,11 @@ def test_blas_does_not_depend_on_how_it_is_cut(title, block, rng, monkeypatch):
     problem = PROBLEMS[title]
     arrays = random_arrays(problem, rng)
     monkeypatch.setattr(cpu, "_BLOCK", block)
+    unfolded, empty = [], np.empty
+    monkeypatch.setattr(np, "empty", lambda *a, **k: unfolded.append(a[0]) or empty(*a, **k))
     output = convolve(cpu.blas, problem, *arrays)
     tolerance.assert_close(output, truth(problem, *arrays), problem.terms + 1)
+    assert max(size for size in unfolded if isinstance(size, int)) <= max(block, problem.terms)
 
 
 @pytest.mark.parametrize("function", [cpu.plain, cpu.blas])
@@ -72,6 +76,11 @@ def test_threads_are_limited_and_given_back():
     assert cpu.threads() == before
     with cpu.limit_threads(None):
         assert cpu.threads() == before
+
+
+def test_one_thread_is_assumed_where_blas_does_not_tell(monkeypatch):
+    monkeypatch.setattr(cpu, "_blas_libraries", lambda: SimpleNamespace(lib_controllers=[]))
+    assert cpu.threads() == 1
 
 
 def test_numba_waits_until_it_is_needed():

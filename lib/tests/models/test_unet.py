@@ -297,6 +297,23 @@ def test_statistics_keep_the_signal_alive(network, rng):
     assert 0.1 < np.median(last["x"].std(axis=(0, 2, 3))) < 10
 
 
+def test_random_statistics_lie_where_values_stay_near_one(fresh):
+    fresh.randomise_statistics(seed=1)
+    drawn = {}
+    for name, array in fresh.state_dict().items():
+        layer, kind = name.rsplit(".", 1)
+        if f"{layer}.running_var" in fresh.shapes:
+            drawn.setdefault(kind, []).append(array.ravel())
+    for kind, low, high in (
+        ("weight", 0.7, 1.3),
+        ("bias", -0.5, 0.5),
+        ("running_mean", -0.3, 0.3),
+        ("running_var", 0.1, 0.25),
+    ):
+        values = np.concatenate(drawn[kind])
+        assert [values.min(), values.max()] == pytest.approx([low, high], abs=0.01), kind
+
+
 def test_no_parameters():
     with pytest.raises(RuntimeError, match="no parameters; call load_state_dict"):
         UNet().forward(np.zeros((1, 3, 16, 16), np.float32), BlasOps())
@@ -328,6 +345,12 @@ def test_a_wrong_state_is_refused_with_every_fault_named(fresh, rng):
     ):
         assert words in str(caught.value)
     np.testing.assert_array_equal(fresh.forward(x, ops), before)
+
+
+def test_a_channel_without_variance_is_taken(fresh):
+    state = fresh.state_dict()
+    state["inc.double_conv.1.running_var"][0] = 0
+    fresh.load_state_dict(state)
 
 
 def test_the_other_variant_s_state_is_refused():
