@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convstudy.compile import Launch
-from convstudy.conv import cpu, mma
+from convstudy.conv import cpu, gemm
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -224,19 +224,19 @@ def _on_cpu(problem, device):
     return True, ""
 
 
-def _supports_mma(which, problem, device):
+def _supports_gemm(kernel, problem, device):
     if device.kind == "cpu":
-        return False, "it is a CUDA kernel and the arrays lie on the CPU"
-    return mma.supports(which, problem, device)
+        return False, "it is a CUDA kernel and the arrays lie on the CPU; use cpu-blas"
+    return gemm.supports(kernel, problem, device)
 
 
-def _mma(which, idea):
+def _gemm(kernel, idea):
     return Algorithm(
-        f"conv2d_{which}_8_mma",
+        kernel,
         idea,
-        functools.partial(_supports_mma, which),
-        functools.partial(mma.plan, which),
-        which=which,
+        functools.partial(_supports_gemm, kernel),
+        functools.partial(gemm.plan, kernel),
+        which=kernel.split("_")[1],
         layouts=("NHWC",),
     )
 
@@ -291,9 +291,12 @@ _ROWS = (
         functools.partial(_supports_tiles, _TILES_REGISTERS),
         _plan_register_blocked,
     ),
-    _mma("fprop", "implicit GEMM on tensor cores, fetched ahead"),
-    _mma("dgrad", "implicit GEMM on tensor cores, back to the input"),
-    _mma("wgrad", "implicit GEMM on tensor cores, back to the filters"),
+    _gemm("conv2d_fprop_5_vectors", "implicit GEMM, channels last, in vectors"),
+    _gemm("conv2d_fprop_6_stages", "tiles fetched ahead, asynchronously"),
+    _gemm("conv2d_fprop_7_warp_tiles", "a tile a warp, without bank conflicts"),
+    _gemm("conv2d_fprop_8_mma", "tensor cores, sums split over blocks"),
+    _gemm("conv2d_dgrad_8_mma", "tensor cores, back to the input"),
+    _gemm("conv2d_wgrad_8_mma", "tensor cores, back to the filters"),
 )
 
 ALGORITHMS = {row.id: row for row in _ROWS}

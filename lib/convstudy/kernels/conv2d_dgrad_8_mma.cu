@@ -10,39 +10,48 @@
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
 #include "ptx.cuh"
+#include "conv2d_gemm.cuh"
 #include "conv2d_mma.cuh"
 
 // a: row (n, h, w), depth (r, s, k).
 struct Gradients {
     using Tile = ::Tile<TILE_M, TILE_D, true, VECTOR_A>;
-    const float* image[Tile::EACH];
-    int h0[Tile::EACH], w0[Tile::EACH];
+    struct Row {
+        const float* image;
+        int h, w;
+    };
+    // As in conv2d_gemm_fprop.cuh.
+    static constexpr bool KEPT = VECTOR_A > 1;
+    Row rows[KEPT ? Tile::EACH : 1];
     Taps taps;
-    int P, Q;
+    const float* dy;
+    int row, N, H, W, K, P, Q, pad_h, pad_w;
 
     __device__ __forceinline__ Gradients(const float* dy, const Part& part, CONV2D_SIZES)
-        : taps(part.first * TILE_D + Tile::place(), K), P(P), Q(Q)
+        : taps(part.first * TILE_D + Tile::place(), K), dy(dy), row(part.row), N(N), H(H), W(W),
+          K(K), P(P), Q(Q), pad_h(pad_h), pad_w(pad_w)
     {
+        if (KEPT)
 #pragma unroll
-        for (int i = 0; i < Tile::EACH; ++i) {
-            const long long row = part.row + Tile::line(i);
-            const int v = row % W, h = row / W % H, n = row / W / H;
-            // A row beyond the last lies above every image.
-            h0[i] = n < N ? h + pad_h : -1;
-            w0[i] = v + pad_w;
-            image[i] = dy + (size_t)n * P * Q * K;
-        }
+            for (int i = 0; i < Tile::EACH; ++i) rows[i * KEPT] = locate(i);
+    }
+    __device__ __forceinline__ Row locate(int i) const
+    {
+        const long long at = (long long)row + Tile::line(i);
+        const int v = at % W, h = at / W % H, n = at / W / H;
+        // A row beyond the last lies above every image.
+        return {dy + (size_t)n * P * Q * K, n < N ? h + pad_h : -1, v + pad_w};
     }
     __device__ __forceinline__ void fetch(float* tile)
     {
-#pragma unroll
+#pragma unroll(KEPT ? Tile::EACH : 1)
         for (int i = 0; i < Tile::EACH; ++i) {
-            const int h = h0[i] - taps.r, v = w0[i] - taps.s;
+            const Row& from = KEPT ? rows[i * KEPT] : locate(i);
+            const int h = from.h - taps.r, v = from.w - taps.s;
             const int p = h / STRIDE_H, q = v / STRIDE_W;
             const bool inside = taps.r < R && h >= 0 && v >= 0 && p < P && q < Q &&
                                 h % STRIDE_H == 0 && v % STRIDE_W == 0;
-            Tile::copy(tile, i, image[i] + ((size_t)p * Q + q) * taps.channels + taps.channel,
-                       inside);
+            Tile::copy(tile, i, from.image + ((size_t)p * Q + q) * K + taps.channel, inside);
         }
         taps.next();
     }

@@ -9,6 +9,7 @@
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
 #include "ptx.cuh"
+#include "conv2d_gemm.cuh"
 #include "conv2d_mma.cuh"
 
 // a: row k, depth (n, p, q). All filters of one pixel lie side by side.

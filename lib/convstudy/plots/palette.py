@@ -47,7 +47,10 @@ ALGORITHMS = {
     "conv2d_fprop_2_coalesced": Look("2 coalesced", ORANGE, "<", ".."),
     "conv2d_fprop_3_tiled": Look("3 tiled (the paper's)", GREEN, "o", "xx"),
     "conv2d_fprop_4_register_blocked": Look("4 register-blocked", BLUE, "^"),
-    "conv2d_fprop_8_mma": Look("8 tensor cores", YELLOW, "p", "||"),
+    "conv2d_fprop_5_vectors": Look("5 vectors", "#332288", "d", "//"),
+    "conv2d_fprop_6_stages": Look("6 stages", "#44aa99", "h", "\\\\"),
+    "conv2d_fprop_7_warp_tiles": Look("7 warp tiles", "#882255", ">", ".."),
+    "conv2d_fprop_8_mma": Look("8 tensor cores", YELLOW, "p", "xx"),
     "cudnn": Look("cuDNN", PURPLE, "*", "--"),
     "pytorch-cpu": Look("PyTorch, CPU", SKY, "P", "++"),
 }
@@ -81,8 +84,8 @@ ENVIRONMENTS = {
     )
 }
 
-_SPARE_COLORS = (SKY, YELLOW, PURPLE, "#332288", "#44aa99", "#882255", "#117733", "#ddcc77")
-_SPARE_MARKERS = ("X", "h", "d", ">", "8")
+_SPARE_COLORS = (SKY, PURPLE, "#117733", "#ddcc77")
+_SPARE_MARKERS = ("X", "8", "H")
 
 
 def look(name):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the convolutions on tensor cores are cut: into tiles, and sums over several blocks."""
+"""How the convolutions that are matrix products are cut: into tiles, and sums over blocks."""
 
 import functools
 import math
@@ -10,12 +10,12 @@ import numpy as np
 from convstudy.compile import Launch, SplitLaunch
 
 _MOST_BLOCKS = 2**31 - 1
-_TILE_D, _STAGES = 32, 3
+_TILE_D = 32
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Warps of a block along M and N, and what each computes: `conv2d_mma.cuh`'s constants."""
+    """Warps of a block along M and N, and what each computes: `conv2d_gemm.cuh`'s constants."""
 
     warps_m: int
     warps_n: int
@@ -35,8 +35,46 @@ class _Tile:
         return 32 * self.warps_m * self.warps_n
 
 
-# Deep layers of one image have few rows, and narrow layers few columns.
-_TILES = (_Tile(4, 2, 32, 32), _Tile(2, 2, 32, 32), _Tile(2, 4, 32, 32), _Tile(1, 4, 32, 32))
+@dataclass(frozen=True)
+class _Family:
+    """What kernels of one kind have in common.
+
+    Attributes
+    ----------
+    tiles : tuple of _Tile
+        To choose from: deep layers of one image have few rows, and narrow layers few columns.
+    macs : float
+        Multiply-adds of one multiprocessor in a cycle, about, if it has 8 warps.
+    splits : bool
+        Whether several blocks may share a sum.
+    vector_out : int
+        Floats of the result that are stored at once.
+    """
+
+    tiles: tuple[_Tile, ...]
+    macs: float
+    stages: int = 3
+    splits: bool = False
+    vector_out: int = 4
+
+
+_SIMT = (_Tile(2, 2, 64, 32), _Tile(1, 2, 64, 32), _Tile(2, 1, 64, 32), _Tile(1, 4, 64, 32))
+_MMA = _Family(
+    (_Tile(4, 2, 32, 32), _Tile(2, 2, 32, 32), _Tile(2, 4, 32, 32), _Tile(1, 4, 32, 32)),
+    200,
+    splits=True,
+    vector_out=2,
+)
+_FAMILIES = {
+    "5_vectors": _Family(_SIMT, 60, stages=1),
+    "6_stages": _Family(_SIMT, 60),
+    "7_warp_tiles": _Family(_SIMT, 90),
+    "8_mma": _MMA,
+}
+
+
+def _family(kernel):
+    return _FAMILIES[kernel.split("_", 2)[2]]
 
 
 @dataclass(frozen=True)
@@ -61,8 +99,8 @@ class _Product:
             across * (_TILE_D + 4) if along else _TILE_D * (across + 8) for across, along in sizes
         )
 
-    def shared_bytes(self, tile):
-        return 4 * _STAGES * self.tile_words(tile)
+    def shared_bytes(self, tile, stages):
+        return 4 * stages * self.tile_words(tile)
 
     def blocks(self, tile):
         return math.ceil(self.rows / tile.m) * math.ceil(self.columns / tile.n)
@@ -79,75 +117,79 @@ def product(which, problem):
     return _Product(k, taps * c, pixels_out, k, c, taps * c, False, False)
 
 
-def supports(which, problem, device):
-    """Return (ok, reason) for pass `which` on tensor cores."""
+def supports(kernel, problem, device):
+    """Return (ok, reason) for a kernel of this kind; its name says which pass it is."""
     if device.compute_capability < (8, 0):
-        return False, f"it needs tensor cores for TF32 (sm_80 or later); {device.name} is older"
-    needed = product(which, problem)
+        return False, f"it needs cp.async (sm_80 or later); {device.name} is older"
+    needed = product(_pass(kernel), problem)
     if max(problem.r * problem.s * max(problem.c, problem.k), needed.columns) >= 2**31:
         return False, "a filter has 2^31 weights or more; filter fewer channels at a time"
-    tile, splits = best(which, problem, device)
+    tile, splits = best(kernel, problem, device)
     if needed.blocks(tile) * splits > _MOST_BLOCKS:
         return False, f"it needs more than {_MOST_BLOCKS} blocks; cut the batch"
     return True, ""
 
 
+def _pass(kernel):
+    return kernel.split("_")[1]
+
+
 @functools.cache
-def best(which, problem, device):
+def best(kernel, problem, device):
     """Return the tile, and over how many blocks each sum is split, that cost least."""
-    needed = product(which, problem)
+    needed, family = product(_pass(kernel), problem), _family(kernel)
     steps = math.ceil(needed.depth / _TILE_D)
     choices = [
         (tile, splits)
-        for tile in _TILES
-        if needed.shared_bytes(tile) <= device.shared_bytes_per_block
+        for tile in family.tiles
+        if needed.shared_bytes(tile, family.stages) <= device.shared_bytes_per_block
         for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-        if splits == 1 or 4 * splits <= steps
+        if splits == 1 or (family.splits and 4 * splits <= steps)
     ]
-    return min(choices, key=lambda choice: _cost(needed, *choice, device))
+    return min(choices, key=lambda choice: _cost(needed, family, *choice, device))
 
 
-def _cost(needed, tile, splits, device):
+def _cost(needed, family, tile, splits, device):
     """Estimate the cycles of a choice, to compare choices by.
 
-    A multiprocessor makes some 200 multiply-adds a cycle of fp32 out of TF32, if it has 8 warps;
-    a block takes some 3000 cycles to fill its stages and to write its tile; parts are written and
-    read at some 2500 bytes a cycle. None of these has been measured yet.
+    A block takes some 3000 cycles to fill its stages and to write its tile; parts are written and
+    read at some 2500 bytes a cycle. Neither has been measured yet.
     """
     rounds = math.ceil(needed.blocks(tile) * splits / device.sm_count)
     steps = math.ceil(math.ceil(needed.depth / _TILE_D) / splits)
-    alone = min(1, tile.threads / 256 * rounds)
-    multiplying = rounds * steps * tile.m * tile.n * _TILE_D / (200 * alone)
+    busy = min(1, tile.threads / 256 * rounds)
+    multiplying = rounds * steps * tile.m * tile.n * _TILE_D / (family.macs * busy)
     parts = 0 if splits == 1 else 4 * needed.rows * needed.columns * (splits + 1) / 2500 + 3000
     return multiplying + 3000 * rounds + parts
 
 
-def plan(which, problem, device):
-    """Return the launch of pass `which`, with a second one that adds up where sums are split."""
-    needed = product(which, problem)
-    tile, splits = best(which, problem, device)
+def plan(kernel, problem, device):
+    """Return the launch of `kernel`, with a second one that adds up where sums are split."""
+    needed, family = product(_pass(kernel), problem), _family(kernel)
+    tile, splits = best(kernel, problem, device)
     p = problem
     defines = (
         ("FILTER_R", p.r),
         ("FILTER_S", p.s),
         ("STRIDE_H", p.stride[0]),
         ("STRIDE_W", p.stride[1]),
-        ("TERMS", 3 if p.precision == "fp32" else 1),
         ("WARPS_M", tile.warps_m),
         ("WARPS_N", tile.warps_n),
         ("WARP_M", tile.warp_m),
         ("WARP_N", tile.warp_n),
         ("VECTOR_A", 1 if needed.of_a % 4 else 4),
         ("VECTOR_B", 1 if needed.of_b % 4 else 4),
-        ("VECTOR_OUT", 1 if needed.of_out % 2 else 2),
+        ("VECTOR_OUT", 1 if needed.of_out % family.vector_out else family.vector_out),
     )
+    if family is _MMA:
+        defines += (("TERMS", 3 if p.precision == "fp32" else 1),)
     main = (
-        f"conv2d_{which}_8_mma",
+        kernel,
         (needed.blocks(tile) * splits,),
         (tile.threads,),
         (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding, splits),
         defines,
-        needed.shared_bytes(tile),
+        needed.shared_bytes(tile, family.stages),
     )
     if splits == 1:
         return Launch(*main)
