@@ -14,8 +14,9 @@ from convstudy.conv.api import conv2d
 from convstudy.device import CPU, EMULATOR
 from convstudy.problem import ConvProblem
 
-KERNELS = tuple(row.id for row in algorithm.ALGORITHMS.values() if row.plan)
-ON_CPU = tuple(row.id for row in algorithm.ALGORITHMS.values() if row.compute)
+ROWS = [row for row in algorithm.ALGORITHMS.values() if row.which == "fprop"]
+KERNELS = algorithm.kernels_for(PROBLEMS["unet, odd width"])
+ON_CPU = tuple(row.id for row in ROWS if row.compute)
 
 
 def expected(problem, x, w, bias):
@@ -211,7 +212,7 @@ def test_explain_has_a_line_for_every_algorithm():
     problem = PROBLEMS["unet, odd width"]
     for where in (CPU, EMULATOR):
         lines = algorithm.explain(problem, where).splitlines()
-        assert [line.split(":")[0] for line in lines] == list(algorithm.ALGORITHMS)
+        assert [line.split(":")[0] for line in lines] == [row.id for row in ROWS]
         assert sum("; chosen" in line for line in lines) == 1
         assert sum("; refused" in line for line in lines) >= 2
 

@@ -17,9 +17,10 @@ from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import OffloadOps, ResidentOps
 from convstudy.nn.ops import FUNCTIONS
 from convstudy.nn.reference import ReferenceOps
+from convstudy.problem import ConvProblem
 
 TWIN = ReferenceOps()
-RUNGS = tuple(row.id for row in algorithm.ALGORITHMS.values() if row.plan)
+RUNGS = algorithm.kernels_for(ConvProblem(1, 64, 8, 8, 64, 3, 3, padding=1))
 
 # Beyond the CPU's shapes: more channels and pixels than a tile or a block's segment holds.
 EDGES = [*SHAPES, (1, 17, 5, 15), (2, 1, 33, 67), (1, 40, 3, 3)]
@@ -226,8 +227,12 @@ def test_filters_that_come_to_lie_where_others_lay_are_not_taken_for_them(rng):
 
 BAD = {
     "unknown kernel": (lambda: ResidentOps("magic", EMULATOR), "no algorithm 'magic'"),
-    "CPU algorithm": (lambda: ResidentOps("cpu-blas", EMULATOR), "cpu-blas runs on the CPU"),
-    "offload, CPU algorithm": (lambda: OffloadOps("cpu-blas", EMULATOR), "runs on the CPU"),
+    "CPU algorithm": (
+        lambda: ResidentOps("cpu-blas", EMULATOR),
+        "cpu-blas is no kernel that convolves NCHW",
+    ),
+    "offload, CPU algorithm": (lambda: OffloadOps("cpu-blas", EMULATOR), "cpu-blas is no kernel"),
+    "another layout": (lambda: ResidentOps("conv2d_fprop_8_mma", EMULATOR), "no kernel that"),
     "on the CPU": (lambda: ResidentOps(device=CPU), "ResidentOps: this machine's CPU runs no"),
     "weights": (lambda: OffloadOps(device=EMULATOR, weights="never"), "weights is 'never'"),
     "memory": (lambda: OffloadOps(device=EMULATOR, memory="warm"), "'pageable' or 'pinned'"),
