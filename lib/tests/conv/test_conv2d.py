@@ -208,6 +208,29 @@ def test_tiles_that_do_not_fit_are_refused_with_the_limit_and_the_way_out():
     assert algorithm.choose(problem, EMULATOR) == "conv2d_fprop_2_coalesced"
 
 
+def test_the_cost_of_a_tile_by_hand():
+    problem = ConvProblem(1, 64, 128, 191, 64, 3, 3, padding=1)
+    tile = algorithm._Tile(8, 4, 8, reg_q=4, reg_k=8)
+    words = 6 * (34 + 3) + (9 + 3) * (64 + 4)
+    # 3 rows of 96 products, 2 + 3 x 2 loads of vectors; a share of the words, at 6 each.
+    instructions = 64 * (3 * (96 + 2 + 6) + 6 * words / 256)
+    # 192 blocks of 8 warps.
+    for multiprocessors, blocks in ((132, 2), (192, 1)):
+        device_like = dataclasses.replace(EMULATOR, sm_count=multiprocessors)
+        expected_cycles = instructions * max(blocks * 8 / 3, 4)
+        assert tile.cost(problem, device_like) == pytest.approx(expected_cycles)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_channels_beyond_32_bits_are_refused(name):
+    supports = algorithm.ALGORITHMS[name].supports
+    for sizes, padding in (((2**16, 2**15), 0), ((1, 1), (2**14, 2**15))):
+        ok, reason = supports(ConvProblem(1, 1, *sizes, 1, 1, 1, padding=padding), EMULATOR)
+        assert not ok
+        assert "one channel has 2^31 pixels or more; cut the image" in reason
+    assert supports(ConvProblem(1, 1, 2**16, 2**15 - 1, 1, 1, 1), EMULATOR) == (True, "")
+
+
 def test_explain_has_a_line_for_every_algorithm():
     problem = PROBLEMS["unet, odd width"]
     for where in (CPU, EMULATOR):
