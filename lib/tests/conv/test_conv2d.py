@@ -231,6 +231,26 @@ def test_channels_beyond_32_bits_are_refused(name):
     assert supports(ConvProblem(1, 1, 2**16, 2**15 - 1, 1, 1, 1), EMULATOR) == (True, "")
 
 
+@pytest.mark.parametrize("name", KERNELS[:2])
+@pytest.mark.parametrize(("outputs", "blocks"), [(256 * 300, 300), (256 * 300 + 1, 301)])
+def test_every_output_has_a_thread(name, outputs, blocks):
+    launch = algorithm.plan(name, ConvProblem(1, 1, 1, outputs, 1, 1, 1), EMULATOR)
+    assert (launch.grid, launch.block) == ((blocks,), (256,))
+
+
+def test_more_blocks_than_a_grid_has_are_refused():
+    most = 2**31 - 1
+    # A block covers 256 outputs, and, tiled, pixels of one image.
+    for name, pixels in zip(KERNELS[:4], (256, 256, 1, 1), strict=True):
+        supports = algorithm.ALGORITHMS[name].supports
+        problem = ConvProblem(most, 1, 1, pixels, 1, 1, 1)
+        assert supports(problem, EMULATOR) == (True, "")
+        ok, reason = supports(problem.with_batch(most + 1), EMULATOR)
+        assert not ok
+        assert "blocks" in reason
+        assert "cut the batch" in reason
+
+
 def test_explain_has_a_line_for_every_algorithm():
     problem = PROBLEMS["unet, odd width"]
     for where in (CPU, EMULATOR):

@@ -297,6 +297,11 @@ def test_one_image_says_nothing_on_sharing_images(world):
     assert verdict("P7")["verdict"] == OUT_OF_REACH
 
 
+def test_two_images_are_enough_to_share(world):
+    world.suites["batch"] = world.find("batch", n=1) + world.find("batch", n=2)
+    assert verdict("P7")["ours"] == "2.00 times as fast on 2 GPUs, for a batch of 2"
+
+
 def test_the_first_machine_that_has_all_is_heard(world):
     world.suites["launch"] += [
         row | {"machine": "other", "median_s": row["median_s"] * 2}
