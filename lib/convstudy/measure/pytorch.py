@@ -94,3 +94,86 @@ def cudnn_convolution(problem, x, w, channels_last):
         )
 
     return run, lambda: np.ascontiguousarray(outputs[0].cpu().numpy())
+
+
+def convolution(which, problem, arrays, channels_last):
+    """Return a pass of a convolution through cuDNN, and its last result.
+
+    Parameters
+    ----------
+    which : {"fprop", "dgrad", "wgrad"}
+    problem : ConvProblem
+        With its precision: strict fp32, or TF32.
+    arrays : object
+        With x, w and dy, NHWC CuPy arrays; PyTorch works on the same memory.
+    channels_last : bool
+        As they lie, or as contiguous copies, NCHW.
+
+    Returns
+    -------
+    (callable, callable)
+        ``run()``, which does not wait, on PyTorch's current stream; and ``fetch()``, the last
+        result as an NHWC NumPy array.
+    """
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, w, dy = (
+        torch.from_dlpack(array).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        for array in (arrays.x, arrays.w, arrays.dy)
+    )
+    outputs = [None]
+
+    def run():
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = problem.precision == "tf32"
+        outputs[0] = _pass(which, problem, x, w, dy)
+
+    def fetch():
+        return np.ascontiguousarray(outputs[0].permute(0, 2, 3, 1).cpu().numpy())
+
+    return run, fetch
+
+
+def truth(which, problem, arrays):
+    """Return the float64 result of a pass, an NHWC NumPy array; arguments as in `convolution`."""
+    import torch
+
+    x, w, dy = (
+        torch.from_dlpack(array).permute(0, 3, 1, 2).double()
+        for array in (arrays.x, arrays.w, arrays.dy)
+    )
+    return _pass(which, problem, x, w, dy).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _pass(which, problem, x, w, dy):
+    import torch
+
+    stride, padding = list(problem.stride), list(problem.padding)
+    if which == "fprop":
+        return torch.nn.functional.conv2d(x, w, None, stride, padding)
+    wanted = [which == "dgrad", which == "wgrad", False]
+    gradients = torch.ops.aten.convolution_backward(
+        dy, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
+    )
+    return gradients[wanted.index(True)]
+
+
+def capture(calls):
+    """Return a function that replays `calls` as a CUDA graph; as `graphs.capture` for PyTorch."""
+    import torch
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+
+    def replay():
+        graph.replay()
+
+    return replay

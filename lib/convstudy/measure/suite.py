@@ -124,7 +124,7 @@ def not_measured(case, status, reason):
     return result(case.name, dict(case.labels)) | {"status": status, "reason": reason}
 
 
-def checked(actual, reference, *terms):
+def checked(actual, reference, *terms, precision="fp32"):
     """Compare with a float64 reference, and return the field `check` of a result.
 
     Raises
@@ -133,7 +133,7 @@ def checked(actual, reference, *terms):
         Where it does not agree: what is wrong is not timed.
     """
     error = tolerance.relative_error(actual, reference)
-    limit = tolerance.tolerance("float32", *terms)
+    limit = tolerance.tolerance("float32", *terms, precision=precision)
     if not error <= limit:
         raise RuntimeError(
             f"the result is wrong: its relative error is {error:.3g}, the tolerance {limit:.3g}"

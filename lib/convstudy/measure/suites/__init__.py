@@ -4,6 +4,7 @@
 from convstudy.measure.suites import (
     batch,
     chunks,
+    convolutions,
     emulated,
     environments,
     functions,
@@ -19,6 +20,7 @@ SUITES = {
         functions,
         hierarchy,
         ladder,
+        convolutions,
         launching,
         startup,
         environments,
