@@ -11,6 +11,9 @@ import numpy as np
 # arithmetic throughput).
 _FP32_UNITS = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128}
 _FP32_UNITS_SINCE_HOPPER = 128
+# Multiply-adds of TF32 that the tensor cores of one multiprocessor finish in a cycle: the data
+# sheets' TFLOP/s without sparsity (A100 156, A40 37, L40S 183, H200 494) over units and clock.
+_TF32_MACS = {(8, 0): 512, (8, 6): 128, (8, 9): 256, (9, 0): 1024}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Device:
         """fp32 FLOP/s if every unit finishes one multiply-add in every cycle; 0 where unknown."""
         units = _FP32_UNITS.get(self.compute_capability, _FP32_UNITS_SINCE_HOPPER)
         return 2.0 * units * self.sm_count * self.clock_hz if self.is_gpu else 0.0
+
+    @property
+    def peak_tf32_flops(self):
+        """TF32 FLOP/s of the tensor cores, likewise; 0 where there are none, or unknown."""
+        macs = _TF32_MACS.get(self.compute_capability, 0)
+        return 2.0 * macs * self.sm_count * self.clock_hz if self.is_gpu else 0.0
 
 
 CPU = Device("cpu", "this machine's CPU")

@@ -21,23 +21,24 @@ COLUMNS = (
 )
 
 
-def read(machines):
-    """Return what suite "ladder" measured, with each layer's FLOPs and its chip's peak.
+def read(machines, suite="ladder"):
+    """Return what a suite of convolutions measured, with each one's FLOPs and its chip's peak.
 
     Parameters
     ----------
     machines : sequence of str
+    suite : str
 
     Returns
     -------
     pandas.DataFrame
-        As `records.table` returns it, and columns flops (NaN where a case was not measured) and
-        peak_flops (of the machine's first GPU; NaN for what ran on the CPU).
+        As `records.table` returns it, and columns flops (NaN where a case was not measured),
+        peak_flops and peak_tf32_flops (of the machine's first GPU; NaN for what ran on the CPU).
     """
-    table = records.table("ladder", machines, source_sha256)
-    table["flops"], table["peak_flops"] = float("nan"), float("nan")
+    table = records.table(suite, machines, source_sha256)
+    table["flops"] = table["peak_flops"] = table["peak_tf32_flops"] = float("nan")
     for machine in table["machine"].drop_duplicates():
-        record = records.newest(machine, "ladder")
+        record = records.newest(machine, suite)
         flops = {
             result["case"]: ConvProblem(**_tuples(result["problem"])).flops
             for result in record["results"]
@@ -46,7 +47,7 @@ def read(machines):
         here = table["machine"] == machine
         table.loc[here, "flops"] = table.loc[here, "case"].map(flops)
         on_gpu = here & ~table["algorithm"].astype(str).str.startswith("cpu")
-        table.loc[on_gpu, "peak_flops"] = _peak(record["machine"]["gpus"])
+        table.loc[on_gpu, ["peak_flops", "peak_tf32_flops"]] = _peaks(record["machine"]["gpus"])
     return table
 
 
@@ -54,15 +55,15 @@ def _tuples(problem):
     return {name: tuple(v) if isinstance(v, list) else v for name, v in problem.items()}
 
 
-def _peak(gpus):
-    """Return the peak of the chip as recorded: fp32 FLOP/s at its highest clock."""
+def _peaks(gpus):
+    """Return the chip's peaks as recorded: fp32 and TF32 FLOP/s at its highest clock."""
     if not gpus or not gpus[0]["clocks_mhz"]["sm_max"]:
-        return float("nan")
+        return float("nan"), float("nan")
     gpu = gpus[0]
     capability = tuple(map(int, gpu["compute_capability"].split(".")))
     clock_hz = gpu["clocks_mhz"]["sm_max"] * 1e6
     chip = Device("gpu", gpu["name"], 0, capability, gpu["sm_count"], clock_hz=clock_hz)
-    return chip.peak_fp32_flops
+    return chip.peak_fp32_flops, chip.peak_tf32_flops or float("nan")
 
 
 def rungs(table):

@@ -9,7 +9,7 @@ from convstudy.records.record import RecordError, load
 
 _COLUMNS = (
     *("machine", "record", "commit", "case", "kernel", "clock", "cache", "transfers", "status"),
-    *("reason", "samples", "median_s", "p20_s", "p80_s", "stale"),
+    *("reason", "samples", "median_s", "p20_s", "p80_s", "error", "stale"),
 )
 
 
@@ -70,8 +70,9 @@ def table(suite, of=None, current_sha256=None):
     -------
     pandas.DataFrame
         Columns: machine, record, commit, case, the labels, kernel, clock, cache, transfers,
-        status, reason, samples, median_s, p20_s, p80_s, ``value_...``, stale. No rows where no
-        machine has run the suite.
+        status, reason, samples, median_s, p20_s, p80_s, error (the largest relative one against
+        the reference; NaN where none was compared), ``value_...``, stale. No rows where no machine
+        has run the suite.
     """
     rows = []
     for machine in machines() if of is None else of:
@@ -99,6 +100,7 @@ def _row(record, machine, result, current_sha256):
         "median_s": statistics.median(samples),
         "p20_s": statistics.quantile(samples, 0.2),
         "p80_s": statistics.quantile(samples, 0.8),
+        "error": (result["check"] or {}).get("max_relative_error", float("nan")),
         **{f"value_{name}": value for name, value in result["values"].items()},
         "stale": _stale(result, current_sha256),
     }

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""Each pass and precision of U-Net's 18 convolutions: our kernels against cuDNN."""
+
+import pandas as pd
+from matplotlib.ticker import NullLocator
+
+from convstudy.plots import figS0_ladder, labels
+from convstudy.plots.palette import BLUE, GREEN, ORANGE, look
+from convstudy.plots.save import Drawn, footer
+from convstudy.plots.style import figure, style
+from convstudy.records import statistics
+
+NAME = "figS1_conv_vs_cudnn"
+ALL, BEST = "all", "best of each layer"
+COLUMNS = (
+    *("machine", "pass", "precision", "n", "layer", "algorithm", "ours_ms", "cudnn_ms", "ratio"),
+    *("tflops", "peak_share", "max_rel_error", "cudnn_max_rel_error", "stale"),
+)
+_KEYS = ["machine", "pass", "precision", "n"]
+_LINES = ((ORANGE, "o"), (BLUE, "s"), (GREEN, "^"))
+
+
+def read(machines):
+    """Return what suite "convolutions" measured on `machines`; see `figS0_ladder.read`."""
+    return figS0_ladder.read(machines, "convolutions")
+
+
+def compare(table):
+    """Return one row a layer and kernel beside cuDNN's faster layout, and the sums over layers.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `read`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS`. The layer `ALL` sums a kernel that has all layers; its algorithm `BEST`
+        sums the fastest kernel of each. An error of a sum is the largest of its layers.
+        `peak_share` is of the fp32 units' peak for fp32, which tensor cores can exceed, and of the
+        tensor cores' for TF32.
+    """
+    done = labels.finished(table)
+    if done.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    layers = list(table["layer"].drop_duplicates())
+    rows = []
+    for key, group in done.groupby(_KEYS, sort=False):
+        vendor = _fastest(group[group["algorithm"] == "cudnn"]).set_index("layer")
+        ours = group[group["algorithm"] != "cudnn"]
+        best = _fastest(ours).assign(algorithm=BEST)
+        for algorithm, chosen in [*ours.groupby("algorithm", sort=False), (BEST, best)]:
+            chosen = chosen[chosen["layer"].isin(vendor.index)].set_index("layer")
+            for layer in chosen.index if algorithm != BEST else ():
+                rows.append(_row(key, layer, algorithm, chosen.loc[[layer]], vendor.loc[[layer]]))
+            if len(chosen) == len(layers):
+                rows.append(_row(key, ALL, algorithm, chosen, vendor.loc[chosen.index]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _fastest(group):
+    return group.sort_values("median_s").drop_duplicates("layer")
+
+
+def _row(key, layer, algorithm, ours, vendor):
+    seconds, flops = ours["median_s"].sum(), ours["flops"].sum()
+    same = dict(zip(_KEYS, key, strict=True))
+    peak = "peak_tf32_flops" if same["precision"] == "tf32" else "peak_flops"
+    return same | {
+        "layer": layer,
+        "algorithm": algorithm,
+        "ours_ms": 1e3 * seconds,
+        "cudnn_ms": 1e3 * vendor["median_s"].sum(),
+        "ratio": statistics.speedup(seconds, vendor["median_s"].sum()),
+        "tflops": statistics.tflops(flops, seconds),
+        "peak_share": statistics.share_of_peak(flops, seconds, ours[peak].iloc[0]),
+        "max_rel_error": ours["error"].max(),
+        "cudnn_max_rel_error": vendor["error"].max(),
+        "stale": bool(ours["stale"].any()),
+    }
+
+
+def display(plotted):
+    """Return the sums over the layers as people read them."""
+    sums = plotted[plotted["layer"] == ALL]
+    return labels.shown(
+        {
+            "machine": row["machine"],
+            "pass": row["pass"],
+            "precision": row["precision"],
+            "images": row["n"],
+            "algorithm": labels.marked(look(row["algorithm"]).label, row["stale"]),
+            "18 layers": labels.quantity(row["ours_ms"] / 1e3, "s"),
+            "cuDNN": labels.quantity(row["cudnn_ms"] / 1e3, "s"),
+            "times as fast": labels.significant(row["ratio"], 3),
+            "TFLOP/s": labels.significant(row["tflops"], 3),
+            "share of peak": f"{row['peak_share']:.0%}",
+            "largest error": f"{row['max_rel_error']:.1e}",
+            "cuDNN's": f"{row['cudnn_max_rel_error']:.1e}",
+        }
+        for row in sums.to_dict("records")
+    )
+
+
+def winners(plotted):
+    """Return, for each pass, precision and batch, which kernel wins at how many layers."""
+    single = plotted[plotted["layer"] != ALL]
+    best = single.loc[single.groupby([*_KEYS, "layer"], sort=False)["ours_ms"].idxmin()]
+    counted = best.groupby([*_KEYS, "algorithm"], sort=False).size()
+    return labels.shown(
+        {**dict(zip([*_KEYS, "algorithm"], key, strict=True)), "layers won": count}
+        for key, count in counted.items()
+    )
+
+
+@style()
+def draw(table):
+    """Draw how many times as fast as cuDNN each layer's fastest kernel is.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `read`.
+
+    Returns
+    -------
+    Drawn
+        Without a figure where nothing was measured.
+    """
+    plotted = compare(table)
+    if plotted.empty:
+        return Drawn(NAME, plotted)
+    parts = list(plotted.groupby(["machine", "precision"], sort=False))
+    passes = list(plotted["pass"].drop_duplicates())
+    drawing, axes = figure(
+        len(parts), len(passes), height=0.9 + 1.6 * len(parts), squeeze=False, sharey="row"
+    )
+    for panels, ((machine, precision), part) in zip(axes, parts, strict=True):
+        for panel, which in zip(panels, passes, strict=True):
+            _panel(panel, part[part["pass"] == which])
+            panel.set_title(f"{machine}: {which}, {precision}", loc="left")
+        panels[0].set_ylabel("times as fast as cuDNN")
+    axes[0, -1].legend(loc="best")
+    footer(drawing, labels.sources(labels.finished(table)))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
+
+
+def _panel(axes, part):
+    names = [*part[part["layer"] != ALL]["layer"].drop_duplicates(), ALL]
+    for (n, rows), (color, marker) in zip(part.groupby("n"), _LINES, strict=False):
+        best = rows.sort_values("ratio", ascending=False).drop_duplicates("layer")
+        places = best["layer"].map(names.index).to_numpy()
+        axes.plot(places, best["ratio"], marker, color=color, markersize=3, label=f"N = {n}")
+    axes.axhline(1, color="#666666", lw=0.8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: labels.times(value))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.grid(axis="y")
