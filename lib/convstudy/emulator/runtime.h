@@ -65,7 +65,7 @@ extern thread_local Worker* worker;
 [[noreturn]] void abandon(const Fault& fault);
 
 // A side of a fault: thread `number` of block `block`.
-// Hands the operands of every lane of a warp, by lane, to one function; null for a lane that exited.
+// Hands the operands of every lane of a warp, by lane, to one function; null where one exited.
 void warp_together(void* operands, void (*function)(void* const* of_lanes), int line);
 
 Site site_of(const Worker& w, uint32_t block, uint32_t number);

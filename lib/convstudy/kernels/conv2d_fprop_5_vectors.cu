@@ -3,8 +3,8 @@
 //
 // Idea      Implicit GEMM over NHWC: what lies under the filter at one pixel is R S runs of C
 //           floats, and a filter is one run of R S C, so that both come as float4, from memory and
-//           from shared memory. Rung 4 could not: rows of 191 pixels start anywhere. conv2d_gemm.cuh
-//           says how the product is cut.
+//           from shared memory. Rung 4 could not: rows of 191 pixels start anywhere.
+//           conv2d_gemm.cuh says how the product is cut.
 // Threads   Thread t computes 8 pixels x 8 filters side by side.
 // Shared    144 (TILE_M + TILE_N) bytes, dynamic: 27,648 with the defaults.
 // Leaves    Nothing is computed while a tile is fetched, and the eight lanes that read filters

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Rung 7: a warp owns a tile, dealt out among its lanes so that they read from banks of their own.
 //
-// Idea      Warp tiles. In rung 6 a thread's 8 pixels and 8 filters lie side by side, and lanes that
-//           read together read lines 8 apart: eight times 144 bytes is a multiple of all 32 banks.
+// Idea      Warp tiles. In rung 6 a thread's 8 pixels and 8 filters lie side by side, and lanes
+//           that read together read lines 8 apart: 8 times 144 bytes is a multiple of all 32 banks.
 //           Here they read neighbouring lines, 36 words apart, which fill the banks exactly.
 // Threads   A warp computes 64 pixels x 32 filters; conv2d_simt.cuh (SPREAD 1) has the map.
 // Shared    As rung 6, dynamic: 82,944 bytes with the defaults.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Rung 8: the convolution as a matrix product on tensor cores (mma.sync), its operands fetched ahead.
+// Rung 8: the same matrix product on tensor cores (mma.sync), sums split over blocks.
 //
 // Idea      Implicit GEMM. Rows of a are output pixels and hold the R S C values under the filter,
 //           b holds a filter in each column: N P Q x K outputs, R S C products each. Tensor cores

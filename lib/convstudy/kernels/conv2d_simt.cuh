@@ -32,7 +32,8 @@ struct ThreadTile {
         for (int depth = 0; depth < TILE_D; depth += 4) {
             float4 a[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) a[i] = *(const float4*)(tile_a + row(i) * A::Tile::PITCH + depth);
+            for (int i = 0; i < 8; ++i)
+                a[i] = *(const float4*)(tile_a + row(i) * A::Tile::PITCH + depth);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 const float4 b = *(const float4*)(tile_b + column(j) * B::Tile::PITCH + depth);
