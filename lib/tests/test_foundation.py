@@ -60,6 +60,9 @@ def test_tolerance_admits_rounding_and_nothing_else(rng):
 
 def test_tolerance_never_passes_nan_and_refuses_nonsense():
     assert tolerance.relative_error(np.array([1.0, np.nan]), np.ones(2)) == math.inf
+    assert tolerance.relative_error(np.empty(0), np.empty(0)) == 0
+    # Beside zeros, an error is what it is.
+    assert tolerance.relative_error(np.array([0.5, 0]), np.zeros(2)) == 0.5
     with pytest.raises(ValueError, match="shapes differ"):
         tolerance.relative_error(np.ones(2), np.ones(3))
     with pytest.raises(ValueError, match="positive numbers of products"):

@@ -61,6 +61,12 @@ def images(rng, n, h=16, w=19):
     return rng.standard_normal((n, 3, h, w), dtype=np.float32)
 
 
+def test_two_streams_and_a_chunk_for_each_unless_told_otherwise(small):
+    forward = ChunkedForward(small, CPUS, ops=lambda device: BlasOps())
+    for each in (forward, ParallelConv(CPUS), DataParallelOps(CPUS).convolution):
+        assert each.chunks == 4
+
+
 # ---- whole networks ------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_a_networks_result_does_not_depend_on_the_cut(small, n, poisoned, rng):

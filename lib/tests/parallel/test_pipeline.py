@@ -59,6 +59,18 @@ def test_chunks_are_dealt_to_every_device_before_its_second_stream(deferred):
     assert places == {0: (0, 0), 1: (1, 0), 2: (0, 1), 3: (1, 1), 4: (0, 0)}
 
 
+def test_a_gpus_clock_is_aligned_once_and_only_to_be_recorded(deferred, monkeypatch):
+    aligned, results = [], np.empty((2, 3, 2), np.float32)
+    monkeypatch.setattr(
+        DeferredLane, "align", lambda lane: aligned.append((lane.device.index, lane.number))
+    )
+    line = Pipeline("test", TWO, 2)
+    line.run(doubling(2, results))
+    assert aligned == []
+    line.run(doubling(2, results), record=True)
+    assert aligned == [(0, 0), (1, 0)]
+
+
 def test_each_gpu_is_asked_by_a_thread_of_its_own(deferred):
     results = np.empty((8, 3, 2), np.float32)
     line = Pipeline("test", TWO, 2)

@@ -213,6 +213,7 @@ def test_each_clock_is_turned_into_a_speed():
     assert by["h200", TILED, 1, "host"] == pytest.approx(168.3, rel=1e-3)
     assert by["h200", TILED, 16, "synchronised"] == pytest.approx(by["h200", TILED, 1, "event"])
     paper = drawn.table[drawn.table["machine"] == "the paper"]
+    assert paper["n"].tolist() == [1, 1]
     assert paper["tflops"].tolist() == pytest.approx([86.3, 105.2], rel=1e-3)
     assert paper["of_peak"].tolist() == pytest.approx([86.3 / 10.3, 105.2 / 20.6], rel=1e-3)
     ours = drawn.table.iloc[0]
@@ -283,6 +284,8 @@ def test_a_second_gpu_pays_from_where_it_keeps_paying():
     shown = fig4_batch.display(drawn.table)
     assert shown["they pay from"].tolist() == ["8 images", "no size measured"]
     assert shown["most gained"].tolist() == ["1.6×", "1×"]
+    assert "more GPUs are at least 1.1 times as fast as one" in in_text(drawn)
+    assert fig4_batch.first_that_keeps_paying(pd.Series([1.09, 1.1], index=[1, 2])) == 2
 
 
 @pytest.mark.parametrize(
