@@ -21,6 +21,12 @@ def test_unet_layer_by_hand():
     assert problem.intensity == problem.flops / problem.bytes
 
 
+def test_stride_one_and_no_padding_unless_told_otherwise():
+    problem = ConvProblem.of(np.ones((2, 3, 4, 5)).astype("f4"), np.ones((6, 3, 1, 2)).astype("f4"))
+    assert problem == ConvProblem(2, 3, 4, 5, 6, 1, 2)
+    assert (problem.stride, problem.padding) == ((1, 1), (0, 0))
+
+
 def test_output_sizes_follow_stride_and_padding():
     problem = ConvProblem(2, 3, 224, 225, 64, 7, 5, stride=(2, 3), padding=(3, 1))
     assert problem.y_shape == (2, 64, 112, 75)

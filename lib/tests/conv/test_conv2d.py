@@ -104,6 +104,7 @@ def test_the_twin_knows_two_convolutions_done_by_hand():
     delta[0, 0, 0, 2] = 1  # takes the pixel above and to the right
     shifted = reference.conv2d(x, delta, padding=(1, 1))[0, 0]
     np.testing.assert_array_equal(shifted, [[0, 0, 0, 0], [1, 2, 3, 0], [5, 6, 7, 0]])
+    np.testing.assert_array_equal(reference.conv2d(x, delta), [[[[2, 3]]]])
     ones = reference.conv2d(x, np.ones((1, 1, 3, 3)), np.array([0.5]), padding=(1, 1))[0, 0]
     np.testing.assert_array_equal(ones[1], [27.5, 45.5, 54.5, 39.5])
 
