@@ -225,9 +225,8 @@ def _on_cpu(problem, device):
 
 
 def _supports_gemm(kernel, problem, device):
-    if device.kind == "cpu":
-        return False, "it is a CUDA kernel and the arrays lie on the CPU; use cpu-blas"
-    return gemm.supports(kernel, problem, device)
+    ok, reason = _on_kernels(problem, device)
+    return gemm.supports(kernel, problem, device) if ok else (ok, reason)
 
 
 def _gemm(kernel, idea):

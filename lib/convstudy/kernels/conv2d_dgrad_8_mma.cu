@@ -14,48 +14,25 @@
 #include "conv2d_mma.cuh"
 
 // a: row (n, h, w), depth (r, s, k).
-struct Gradients {
-    using Tile = ::Tile<TILE_M, TILE_D, true, VECTOR_A>;
-    struct Row {
-        const float* image;
-        int h, w;
-    };
-    // As in conv2d_gemm_fprop.cuh.
-    static constexpr bool KEPT = VECTOR_A > 1;
-    Row rows[KEPT ? Tile::EACH : 1];
-    Taps taps;
+struct AroundInput {
     const float* dy;
-    int row, N, H, W, K, P, Q, pad_h, pad_w;
+    int N, H, W, K, P, Q, pad_h, pad_w;
 
-    __device__ __forceinline__ Gradients(const float* dy, const Part& part, CONV2D_SIZES)
-        : taps(part.first * TILE_D + Tile::place(), K), dy(dy), row(part.row), N(N), H(H), W(W),
-          K(K), P(P), Q(Q), pad_h(pad_h), pad_w(pad_w)
+    __device__ __forceinline__ Row locate(long long row) const
     {
-        if (KEPT)
-#pragma unroll
-            for (int i = 0; i < Tile::EACH; ++i) rows[i * KEPT] = locate(i);
-    }
-    __device__ __forceinline__ Row locate(int i) const
-    {
-        const long long at = (long long)row + Tile::line(i);
-        const int v = at % W, h = at / W % H, n = at / W / H;
+        const int v = row % W, h = row / W % H, n = row / W / H;
         // A row beyond the last lies above every image.
         return {dy + (size_t)n * P * Q * K, n < N ? h + pad_h : -1, v + pad_w};
     }
-    __device__ __forceinline__ void fetch(float* tile)
+    __device__ __forceinline__ bool find(const Row& row, int r, int s, int& pixel) const
     {
-#pragma unroll(KEPT ? Tile::EACH : 1)
-        for (int i = 0; i < Tile::EACH; ++i) {
-            const Row& from = KEPT ? rows[i * KEPT] : locate(i);
-            const int h = from.h - taps.r, v = from.w - taps.s;
-            const int p = h / STRIDE_H, q = v / STRIDE_W;
-            const bool inside = taps.r < R && h >= 0 && v >= 0 && p < P && q < Q &&
-                                h % STRIDE_H == 0 && v % STRIDE_W == 0;
-            Tile::copy(tile, i, from.image + ((size_t)p * Q + q) * K + taps.channel, inside);
-        }
-        taps.next();
+        const int h = row.h - r, v = row.w - s;
+        const int p = h / STRIDE_H, q = v / STRIDE_W;
+        pixel = p * Q + q;
+        return h >= 0 && v >= 0 && h % STRIDE_H == 0 && v % STRIDE_W == 0 && p < P && q < Q;
     }
 };
+using Gradients = Neighbours<AroundInput>;
 
 // b: depth (r, s, k), column c.
 struct Filters {
@@ -84,7 +61,7 @@ conv2d_dgrad_8_mma(const float* __restrict__ dy, const float* __restrict__ w,
 {
     const long long rows = (long long)N * H * W;
     const Part part(rows, C, R * S * K, splits);
-    Gradients a(dy, part, N, C, H, W, K, P, Q, pad_h, pad_w);
+    Gradients a({dy, N, H, W, K, P, Q, pad_h, pad_w}, part, K);
     Filters b(w, part, C, K);
     Product<Gradients, Filters> product;
     product.run(a, b, part.count);

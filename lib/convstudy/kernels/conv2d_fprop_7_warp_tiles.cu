@@ -30,7 +30,7 @@ conv2d_fprop_7_warp_tiles(const float* __restrict__ x, const float* __restrict__
 {
     const long long rows = (long long)N * P * Q;
     const Part part(rows, K, R * S * C, splits);
-    Pixels a(x, part, N, C, H, W, K, P, Q, pad_h, pad_w);
+    Pixels a({x, N, C, H, W, P, Q, pad_h, pad_w}, part, C);
     Filters b(w, part, C, K);
     ThreadTile tile;
     for_each_tile(a, b, part.count, [&](const float* tile_a, const float* tile_b) {

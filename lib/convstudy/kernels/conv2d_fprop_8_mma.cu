@@ -23,7 +23,7 @@ conv2d_fprop_8_mma(const float* __restrict__ x, const float* __restrict__ w,
 {
     const long long rows = (long long)N * P * Q;
     const Part part(rows, K, R * S * C, splits);
-    Pixels a(x, part, N, C, H, W, K, P, Q, pad_h, pad_w);
+    Pixels a({x, N, C, H, W, P, Q, pad_h, pad_w}, part, C);
     Filters b(w, part, C, K);
     Product<Pixels, Filters> product;
     product.run(a, b, part.count);

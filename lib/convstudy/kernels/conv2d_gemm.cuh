@@ -122,6 +122,43 @@ struct Part {
     }
 };
 
+// The operand a whose rows are pixels, and whose depth is what lies around each, tap by tap.
+// `Around` says where a row lies, and which pixel of its image a tap finds there, if any.
+struct Row {
+    const float* image;
+    int h, w;
+};
+template <class Around>
+struct Neighbours : Around {
+    using Tile = ::Tile<TILE_M, TILE_D, true, VECTOR_A>;
+    // Where each row lies is kept, unless rows are too many for the registers: where words are
+    // copied one by one, as those of three channels, whose whole DEPTH is one tile.
+    static constexpr bool KEPT = VECTOR_A > 1;
+    Row rows[KEPT ? Tile::EACH : 1];
+    Taps taps;
+    long long first;
+
+    __device__ __forceinline__ Neighbours(const Around& around, const Part& part, int channels)
+        : Around(around), taps(part.first * TILE_D + Tile::place(), channels), first(part.row)
+    {
+        if (KEPT)
+#pragma unroll
+            for (int i = 0; i < Tile::EACH; ++i)
+                rows[i * KEPT] = this->locate(first + Tile::line(i));
+    }
+    __device__ __forceinline__ void fetch(float* tile)
+    {
+#pragma unroll(KEPT ? Tile::EACH : 1)
+        for (int i = 0; i < Tile::EACH; ++i) {
+            const Row& row = KEPT ? rows[i * KEPT] : this->locate(first + Tile::line(i));
+            int pixel;
+            const bool inside = this->find(row, taps.r, taps.s, pixel) && taps.r < R;
+            Tile::copy(tile, i, row.image + (size_t)pixel * taps.channels + taps.channel, inside);
+        }
+        taps.next();
+    }
+};
+
 // Fetches the next tile of each operand into a stage.
 template <class A, class B>
 __device__ __forceinline__ void fetch(A& a, B& b, float* stage)
