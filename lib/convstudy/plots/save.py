@@ -97,4 +97,4 @@ def show(drawn):
 def footer(figure, text):
     """Write `text` (machine, commit, record: where the numbers come from) small under `figure`."""
     # As the figure's own label, so that constrained layout makes room for it.
-    figure.supxlabel(text, x=0.0, ha="left", fontsize=5.5, color="#666666")
+    figure.supxlabel(text, x=0.004, ha="left", fontsize=5.5, color="#666666")
