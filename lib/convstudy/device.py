@@ -156,6 +156,16 @@ def get_device(index=0, who="convstudy"):
     return found[index]
 
 
+def check_device(who, device):
+    """Return `device`, or raise TypeError unless it is a `Device`."""
+    if not isinstance(device, Device):
+        raise TypeError(
+            f"{who}: device must be a Device, such as get_device(0) or device.EMULATOR, "
+            f"got {device!r}"
+        )
+    return device
+
+
 def array_module(device):
     """Return the module whose arrays live on `device`: CuPy for a GPU, NumPy otherwise."""
     return _cupy() if device.is_gpu else np

@@ -194,6 +194,8 @@ def _describe(array):
 
 def _integer(name, value, least):
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"ConvProblem: {name} must be an integer, got {value!r}") from None

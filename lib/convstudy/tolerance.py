@@ -43,6 +43,10 @@ def tolerance(dtype, *terms, precision="fp32"):
     """
     if not terms or min(terms) < 1:
         raise ValueError(f"tolerance: terms must be positive numbers of products, got {terms}")
+    if precision not in _EPS_OF_OPERANDS:
+        raise ValueError(
+            f"tolerance: no precision {precision!r}; use {' or '.join(_EPS_OF_OPERANDS)}"
+        )
     rounded = _EPS_OF_OPERANDS[precision] * math.sqrt(len(terms))
     return 4 * (float(np.finfo(dtype).eps) * math.sqrt(sum(terms)) + rounded)
 

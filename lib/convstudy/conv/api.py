@@ -4,7 +4,7 @@
 import numpy as np
 
 from convstudy.conv.algorithm import choose, get_algorithm, plan
-from convstudy.device import CPU, array_module, device_of, empty
+from convstudy.device import CPU, array_module, check_device, device_of, empty
 from convstudy.problem import ConvProblem, channels_first
 
 
@@ -196,7 +196,7 @@ def _checked_run(who, which, problem, inputs, out, algorithm, device):
     if algorithm != "auto" and get_algorithm(algorithm).which != which:
         raise ValueError(f"{who}: {algorithm} computes {get_algorithm(algorithm).which}")
     where = device_of(inputs[0])
-    device = device or where
+    device = where if device is None else check_device(who, device)
     if device.is_gpu != where.is_gpu:
         raise ValueError(f"{who}: the arrays lie on {where.name}, not on {device.name}; copy them")
     shape = getattr(problem, _RESULTS[which])

@@ -96,6 +96,8 @@ class UNet:
         for name, value in (("n_channels", n_channels), ("n_classes", n_classes)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"UNet: {name} must be an integer of at least 1, got {value!r}")
+        if not isinstance(bilinear, bool):
+            raise TypeError(f"UNet: bilinear must be True or False, got {bilinear!r}")
         self.n_channels, self.n_classes, self.bilinear = n_channels, n_classes, bilinear
         self.encoder, self.decoder = _structure(n_channels, bilinear)
         self.shapes = _shapes(self.encoder, self.decoder, n_classes, bilinear)
@@ -155,10 +157,15 @@ class UNet:
 
         Raises
         ------
-        ValueError
-            Where names are missing or unknown, or arrays are of another shape or type, hold NaN
-            or infinity, or a variance is negative. All faults are named; nothing is taken.
+        TypeError, ValueError
+            Where it is no mapping, names are missing or unknown, or arrays are of another shape or
+            type, hold NaN or infinity, or a variance is negative. All faults are named; nothing is
+            taken.
         """
+        if not hasattr(state, "items"):
+            raise TypeError(
+                f"UNet.load_state_dict: state must map names to arrays, got {type(state).__name__}"
+            )
         arrays = {name: np.asarray(value).copy() for name, value in state.items()}
         faults = [f"{name} is missing" for name in self.shapes if name not in arrays]
         for name, array in arrays.items():
@@ -226,6 +233,11 @@ class UNet:
             Where `x` is anything else.
         """
         self.check(x)
+        if not hasattr(ops, "to_device"):
+            raise TypeError(
+                f"UNet: ops must say what executes it, such as BlasOps() or ResidentOps(), "
+                f"got {ops!r}"
+            )
         return ops.to_host(self.apply(ops.to_device(x), ops))
 
     def check(self, x):
@@ -386,6 +398,8 @@ def _double_conv(x, block, parameters, ops):
 
 
 def _check_size(who, h, w):
+    if not all(isinstance(size, int | np.integer) for size in (h, w)):
+        raise TypeError(f"{who}: H and W must be integers, got {h!r} and {w!r}")
     if min(h, w) < LEAST_SIZE:
         raise ValueError(
             f"{who}: an image of {h} x {w} is too small for {len(WIDTHS) - 1} poolings; "

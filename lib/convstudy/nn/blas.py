@@ -23,8 +23,8 @@ class BlasOps(Ops):
     name = "cpu-blas"
 
     def __init__(self, threads=None):
-        if threads is not None and threads < 1:
-            raise ValueError(f"BlasOps: threads must be at least 1, got {threads}")
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise ValueError(f"BlasOps: threads must be an integer of at least 1, got {threads!r}")
         self.threads = threads or cpu.threads()
 
     def conv2d(self, x, w, padding):

@@ -14,7 +14,7 @@ import numpy as np
 from convstudy.compile import Launch
 from convstudy.conv.algorithm import ALGORITHMS, get_algorithm
 from convstudy.conv.api import convolve
-from convstudy.device import array_module, get_device
+from convstudy.device import array_module, check_device, get_device
 from convstudy.lane import open_lanes
 from convstudy.nn.ops import Ops
 from convstudy.nn.plain import PlainOps
@@ -138,7 +138,7 @@ class ResidentOps(Ops):
 
     def __init__(self, algorithm="auto", device=None):
         self.algorithm = check_kernel("ResidentOps", algorithm)
-        self.device = check_device("ResidentOps", device)
+        self.device = kernel_device("ResidentOps", device)
         self.array_module = array_module(self.device)
 
     def conv2d(self, x, w, padding):
@@ -272,7 +272,7 @@ class OffloadOps(ConvolutionElsewhere):
         check_choice("OffloadOps", "weights", weights, ("each call", "once"))
         check_choice("OffloadOps", "memory", memory, ("pageable", "pinned"))
         self.algorithm = check_kernel("OffloadOps", algorithm)
-        self.device = check_device("OffloadOps", device)
+        self.device = kernel_device("OffloadOps", device)
         super().__init__(cpu)
         self.weights, self.memory = weights, memory
         self._lane = open_lanes(self.device, 1)[0]
@@ -333,11 +333,11 @@ def check_kernel(who, algorithm):
     return algorithm
 
 
-def check_device(who, device):
+def kernel_device(who, device):
     """Return `device`, the first GPU for None, or raise ValueError where no kernel runs on it."""
     if device is None:
         return get_device(0, who)
-    if device.kind == "cpu":
+    if check_device(who, device).kind == "cpu":
         raise ValueError(f"{who}: {device.name} runs no kernels; pass a GPU or device.EMULATOR")
     return device
 

@@ -157,6 +157,8 @@ BAD_CALLS = {
     "zero stride": ((X, W), {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
     "negative padding": ((X, W), {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
     "fractional stride": ((X, W), {"stride": 1.5}, TypeError, "stride must be an integer"),
+    "padding by truth": ((X, W), {"padding": True}, TypeError, "padding must be an integer"),
+    "a device by name": ((X, W), {"device": "gpu"}, TypeError, "device must be a Device, such as"),
     "three strides": ((X, W), {"stride": (1, 1, 1)}, ValueError, "one integer or two"),
     "filter too large": ((X[:, :, :2].copy(), W), {}, ValueError, "filter is larger than"),
     "unknown": ((X, W), {"algorithm": "magic"}, ValueError, "no algorithm 'magic'; choose 'auto'"),

@@ -508,3 +508,21 @@ def test_initial_values_are_distributed_as_pytorch_s(network, torch):
             assert np.abs(array).max() == pytest.approx(np.abs(other).max(), rel=0.2), name
         elif name != "outc.conv.bias":
             np.testing.assert_array_equal(array, other, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: UNet(bilinear="yes"), "UNet: bilinear must be True or False, got 'yes'"),
+        (lambda: UNet().load_state_dict([1]), "state must map names to arrays, got list"),
+        (lambda: UNet().layers("a", 191), "UNet.layers: H and W must be integers, got 'a' and 191"),
+        (
+            lambda: UNet.initialised(0).forward(np.zeros((1, 3, 16, 16), np.float32), "cpu"),
+            r"UNet: ops must say what executes it, such as BlasOps\(\)",
+        ),
+        (lambda: BlasOps("two"), "BlasOps: threads must be an integer of at least 1, got 'two'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_words(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

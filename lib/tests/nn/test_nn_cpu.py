@@ -170,7 +170,7 @@ def test_interpolation_weights(size):
 
 
 def test_blas_refuses_no_threads():
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="threads must be an integer of at least 1, got 0"):
         BlasOps(0)
 
 
