@@ -14,7 +14,7 @@ import numpy as np
 from convstudy.compile import Launch
 from convstudy.conv.algorithm import ALGORITHMS, get_algorithm
 from convstudy.conv.api import convolve
-from convstudy.device import array_module, check_device, get_device
+from convstudy.device import array_module, check_device, empty, get_device
 from convstudy.lane import open_lanes
 from convstudy.nn.ops import Ops
 from convstudy.nn.plain import PlainOps
@@ -188,8 +188,7 @@ class ResidentOps(Ops):
 
     def empty(self, shape):
         """Return a float32 array on the device, not yet written."""
-        with self.active():
-            return self.array_module.empty(shape, np.float32)
+        return empty(shape, self.device)
 
     def _convolve(self, x, w, bias, padding):
         problem = conv_problem(x.shape, w.shape, padding)
