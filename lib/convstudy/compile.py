@@ -94,8 +94,11 @@ def cubin(kernel, arch, defines=()):
     program = nvrtc.createProgram(source(kernel, defines), f"{kernel}.cu", (), ())
     try:
         # CuPy flushes denormals in whatever it compiles; the CUBIN is to be the same code.
-        options = (*_OPTIONS, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v")
-        nvrtc.compileProgram(program, options)
+        options = [*_OPTIONS, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v"]
+        if nvrtc.getVersion() >= (12, 9):
+            # What comes from NVRTC's cache on disk comes without a log.
+            options.append("--no-cache")
+        nvrtc.compileProgram(program, tuple(options))
         log = nvrtc.getProgramLog(program)
         code = nvrtc.getCUBIN(program)
     except nvrtc.NVRTCError as error:
