@@ -217,7 +217,8 @@ def test_three_clocks_of_a_kernel(rng):
         np.median(clocks.sample(run, clock, device, 10)) for clock in clocks.CLOCKS
     )
     assert host < synchronised / 4
-    assert event <= synchronised
+    # Medians of different runs, while the GPU's clock rises and falls.
+    assert event <= 1.05 * synchronised
     assert event > synchronised / 2
     # No chip is faster than its peak, and a clock that stops too soon says it is.
     assert problem.flops / event < device.peak_fp32_flops
