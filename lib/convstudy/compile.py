@@ -18,6 +18,8 @@ from convstudy.device import array_module, empty
 # The oldest and the newest chips that the study's kernels must run on, and the one in between on
 # which it was measured.
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+# Whose instructions hopper.cuh wraps: no other chip has them, before or after.
+_HOPPER = "sm_90a"
 
 _OPTIONS = ("-std=c++17",)
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
@@ -60,6 +62,16 @@ def source(kernel, defines=()):
     return f'{preamble}#line 1 "{path.name}"\n{_INCLUDE.sub(included, text)}'
 
 
+def architectures(kernel):
+    """Return those of the architectures for which `kernel` can be compiled."""
+    return (_HOPPER,) if _is_for_hopper(kernel) else ARCHITECTURES
+
+
+@functools.cache
+def _is_for_hopper(kernel):
+    return '#line 1 "hopper.cuh"' in source(kernel)
+
+
 def source_sha256(kernel, defines=()):
     """Return the hash by which a record knows which text of a kernel it measured."""
     return hashlib.sha256(source(kernel, defines).encode()).hexdigest()
@@ -91,6 +103,8 @@ def cubin(kernel, arch, defines=()):
         raise RuntimeError(
             "compile.cubin needs CuPy and NVRTC; install the extra `cuda` (`make setup` does)"
         ) from error
+    if arch == "sm_90" and _is_for_hopper(kernel):
+        arch = _HOPPER
     program = nvrtc.createProgram(source(kernel, defines), f"{kernel}.cu", (), ())
     try:
         # CuPy flushes denormals in whatever it compiles; the CUBIN is to be the same code.
@@ -120,8 +134,9 @@ def cubin(kernel, arch, defines=()):
 def _on_gpu(kernel, defines, device, shared_bytes):
     # One module for each GPU: a CUDA function belongs to the context that loaded it.
     cupy = array_module(device)
+    options = (*_OPTIONS, f"-arch={_HOPPER}") if _is_for_hopper(kernel) else _OPTIONS
     with cupy.cuda.Device(device.index):
-        function = cupy.RawModule(code=source(kernel, defines), options=_OPTIONS).get_function(
+        function = cupy.RawModule(code=source(kernel, defines), options=options).get_function(
             kernel
         )
         if shared_bytes > 48 * 1024:
@@ -149,6 +164,8 @@ class Launch:
     defines : tuple of (str, int)
     shared_bytes : int
         Dynamic shared memory of a block.
+    maps : tuple of TensorMap
+        By which the kernel sees the first arrays, in place of pointers.
     """
 
     kernel: str
@@ -157,6 +174,7 @@ class Launch:
     scalars: tuple = ()
     defines: tuple = ()
     shared_bytes: int = 0
+    maps: tuple = ()
 
     @property
     def threads(self):
@@ -186,7 +204,9 @@ class Launch:
         emulator.Counts or None
             What the emulator counted; None on a GPU, where the call does not wait.
         """
-        arguments = [np.uint64(0) if array is None else array for array in arrays]
+        arguments = [map.of(array, device) for map, array in zip(self.maps, arrays, strict=False)]
+        pointers = arrays[len(self.maps) :]
+        arguments += [np.uint64(0) if array is None else array for array in pointers]
         arguments += [_scalar(value) for value in self.scalars]
         if device.is_gpu:
             function = _on_gpu(self.kernel, self.defines, device, self.shared_bytes)
@@ -197,38 +217,43 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class SplitLaunch(Launch):
-    """A launch that writes parts of its result, and another that adds them up.
+class Sequence:
+    """Launches one after the other, one of which does the work.
 
     Attributes
     ----------
-    total : Launch
-        Of a kernel that takes (parts, bias, result).
-    splits : int
-        How many parts there are.
+    steps : tuple of (Launch, tuple)
+        Each with the places of its arrays among those given and, behind them, the temporaries;
+        None for a null pointer.
+    temporaries : tuple of tuple of int
+        Shapes of float32 arrays that hold what one launch leaves for another. They are allocated
+        by each run, on CuPy's current stream.
+    main : int
+        Which step does the work: the sequence has its attributes.
     """
 
-    total: Launch | None = None
-    splits: int = 1
+    steps: tuple
+    temporaries: tuple
+    main: int
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.steps[self.main][0], name)
 
     def prepare(self, device):
-        """Compile both for `device` now."""
-        self.total.prepare(device)
-        return super().prepare(device)
+        """Compile all of it for `device` now."""
+        for launch, _ in self.steps:
+            launch.prepare(device)
 
     def run(self, device, arrays, checked=True):
-        """Launch both; arrays are (x, w, bias, y) with a bias, or (a, b, result) without.
-
-        The parts lie in an array that is allocated here, on CuPy's current stream. The counts of
-        the emulator are those of the first launch.
-        """
-        *operands, result = arrays
-        bias = operands[2] if len(operands) == 3 else None
-        parts = empty((self.splits, *result.shape), device)
-        without_bias = (*operands[:2], None, parts) if len(operands) == 3 else (*operands, parts)
-        counts = super().run(device, without_bias, checked)
-        self.total.run(device, (parts, bias, result), checked)
-        return counts
+        """Launch all; return the emulator's counts of the main step, or None on a GPU."""
+        arrays = [*arrays, *(empty(shape, device) for shape in self.temporaries)]
+        counts = [
+            launch.run(device, [None if i is None else arrays[i] for i in places], checked)
+            for launch, places in self.steps
+        ]
+        return counts[self.main]
 
 
 def _scalar(value):

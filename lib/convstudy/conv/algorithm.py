@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convstudy.compile import Launch
-from convstudy.conv import cpu, gemm
+from convstudy.conv import cpu, gemm, hopper
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -224,20 +224,25 @@ def _on_cpu(problem, device):
     return True, ""
 
 
-def _supports_gemm(kernel, problem, device):
-    ok, reason = _on_kernels(problem, device)
-    return gemm.supports(kernel, problem, device) if ok else (ok, reason)
+def _implicit(family, kernel, idea):
+    """Return the row of a kernel that is a matrix product, of one family of them."""
 
+    def supports(problem, device):
+        ok, reason = _on_kernels(problem, device)
+        return family.supports(kernel, problem, device) if ok else (ok, reason)
 
-def _gemm(kernel, idea):
     return Algorithm(
         kernel,
         idea,
-        functools.partial(_supports_gemm, kernel),
-        functools.partial(gemm.plan, kernel),
+        supports,
+        functools.partial(family.plan, kernel),
         which=kernel.split("_")[1],
         layouts=("NHWC",),
     )
+
+
+_gemm = functools.partial(_implicit, gemm)
+_hopper = functools.partial(_implicit, hopper)
 
 
 _ANY_LAYOUT = ("NCHW", "NHWC")
@@ -296,6 +301,9 @@ _ROWS = (
     _gemm("conv2d_fprop_8_mma", "tensor cores, sums split over blocks"),
     _gemm("conv2d_dgrad_8_mma", "tensor cores, back to the input"),
     _gemm("conv2d_wgrad_8_mma", "tensor cores, back to the filters"),
+    _hopper("conv2d_fprop_10_wgmma", "warpgroups, fed by the tensor memory accelerator"),
+    _hopper("conv2d_dgrad_10_wgmma", "warpgroups, back to the input"),
+    _hopper("conv2d_wgrad_10_wgmma", "warpgroups, back to the filters"),
 )
 
 ALGORITHMS = {row.id: row for row in _ROWS}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convstudy.compile import Launch, SplitLaunch
+from convstudy.compile import Launch, Sequence
 
 _MOST_BLOCKS = 2**31 - 1
 _TILE_D = 32
@@ -163,10 +163,13 @@ def _cost(needed, family, tile, splits, device):
     return multiplying + 3000 * rounds + parts
 
 
-def plan(kernel, problem, device):
-    """Return the launch of `kernel`, with a second one that adds up where sums are split."""
+def plan(kernel, problem, device, choice=None):
+    """Return the launch of `kernel`, with a second one that adds up where sums are split.
+
+    `choice` is a tile and a number of splits, by default the `best`.
+    """
     needed, family = product(_pass(kernel), problem), _family(kernel)
-    tile, splits = best(kernel, problem, device)
+    tile, splits = choice or best(kernel, problem, device)
     p = problem
     defines = (
         ("FILTER_R", p.r),
@@ -191,15 +194,24 @@ def plan(kernel, problem, device):
         defines,
         needed.shared_bytes(tile, family.stages),
     )
+    launch = Launch(*main)
     if splits == 1:
-        return Launch(*main)
+        return launch
     size = needed.rows * needed.columns
+    # Of x, w, bias, y and the parts; or of two operands, the result and the parts.
+    fprop = _pass(kernel) == "fprop"
+    main, adds = ((0, 1, None, 4), (4, 2, 3)) if fprop else ((0, 1, 3), (3, None, 2))
+    steps = (launch, main), (total(size, splits, needed.columns), adds)
+    return Sequence(steps, ((splits * size,),), 0)
+
+
+def total(size, splits, columns):
+    """Return the launch that adds up `splits` parts of `size` numbers each."""
     threads, each = 256, 4
-    total = Launch(
+    return Launch(
         "conv2d_splits_1_sum",
         (math.ceil(size / (threads * each)),),
         (threads,),
-        (np.int64(size), splits, needed.columns),
+        (np.int64(size), splits, columns),
         (("THREADS", threads), ("EACH", each)),
     )
-    return SplitLaunch(*main, total, splits)

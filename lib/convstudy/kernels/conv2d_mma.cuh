@@ -51,7 +51,8 @@ struct Product {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const int m = warp / WARPS_N * WARP_M + lane / 4;
         const int n = warp % WARPS_N * WARP_N + lane / 4;
-        float part[PRODUCTS_M][PRODUCTS_N][4] = {};
+        float parts[PRODUCTS_M][PRODUCTS_N][4] = {};
+        auto& part = TERMS == 3 ? parts : sum;
 #pragma unroll
         for (int depth = 0; depth < TILE_D; depth += 8) {
             const int d = depth + lane % 4;
@@ -70,6 +71,7 @@ struct Product {
                 for (int j = 0; j < PRODUCTS_N; ++j) multiply(part[i][j], a, b[j]);
             }
         }
+        if (TERMS == 1) return;
 #pragma unroll
         for (int i = 0; i < PRODUCTS_M; ++i)
 #pragma unroll

@@ -16,6 +16,26 @@ __device__ __forceinline__ unsigned shared_address(const void* shared)
     return (unsigned)__cvta_generic_to_shared(shared);
 }
 
+// A warpgroup gives registers back, or takes them: it has COUNT for each thread from here on.
+template <int COUNT>
+__device__ __forceinline__ void give_registers()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ __forceinline__ void take_registers()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// Two numbers rounded to bf16, the first in the lower half.
+__device__ __forceinline__ unsigned pack_bf16(float low, float high)
+{
+    unsigned packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
 // ---- barriers: a phase ends once so many threads have arrived, and all bytes asked for are there
 __device__ __forceinline__ void barrier_init(uint64* barrier, int arrivals)
 {
@@ -94,7 +114,10 @@ __device__ __forceinline__ uint64 move(uint64 descriptor, int bytes)
 }
 
 // Before the first product, and after registers of one were written.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void wgmma_commit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");

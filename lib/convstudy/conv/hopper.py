@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""How rung 10's matrix products are cut, what the TMA brings, and what is made ready before."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+from convstudy.compile import Launch, Sequence
+from convstudy.conv import gemm
+from convstudy.tensor_map import LINE_BYTES, TensorMap
+
+# What blocks of one multiprocessor share, less what the system takes of each, and the barriers.
+_SHARED_BYTES = 228 * 1024
+_RESERVED_BYTES = 1024 + 256
+_MOST_STAGES = 8
+# How far a corner of an im2col map may lie outside (cuTensorMapEncodeIm2col, four dimensions).
+_FARTHEST = 127
+_ALONG, _ACROSS = 1, 2  # orders of conv2d_operand_1_split.cu; 0 is as it is
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Warpgroups that consume, each one's rows by 64, columns, blocks of a multiprocessor."""
+
+    consumers: int
+    rows_64: int
+    n: int
+    blocks: int
+
+    @property
+    def m(self):
+        return 64 * self.consumers * self.rows_64
+
+    @property
+    def threads(self):
+        return 128 * (self.consumers + 1)
+
+    def stage_bytes(self, terms):
+        return LINE_BYTES * (self.m + self.n * (2 if terms == 3 else 1))
+
+    def stages(self, terms):
+        room = _SHARED_BYTES // self.blocks - _RESERVED_BYTES
+        return min(_MOST_STAGES, room // self.stage_bytes(terms))
+
+    def shared_bytes(self, terms):
+        return self.stages(terms) * (self.stage_bytes(terms) + 16)
+
+
+# fp32 needs a second set of sums and the parts of its rows in registers.
+_TILES_SPLIT = (_Tile(2, 1, 128, 1), _Tile(1, 1, 128, 2), _Tile(2, 2, 64, 1), _Tile(1, 1, 64, 3))
+_TILES_WHOLE = (
+    *(_Tile(2, 1, 256, 1), _Tile(2, 2, 128, 1), _Tile(2, 1, 128, 1), _Tile(1, 2, 128, 2)),
+    *(_Tile(2, 2, 64, 1), _Tile(2, 1, 64, 2), _Tile(1, 1, 128, 2), _Tile(1, 1, 64, 3)),
+)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The matrix product of a pass, with rows and columns as its kernel has them."""
+
+    rows: int
+    columns: int
+    depth: int
+
+    def blocks(self, tile):
+        return math.ceil(self.rows / tile.m) * math.ceil(self.columns / tile.n)
+
+
+def _terms(problem):
+    return 3 if problem.precision == "fp32" else 1
+
+
+def _element_bytes(problem):
+    return 2 if problem.dtype == "bfloat16" else 4
+
+
+def _product(which, problem):
+    needed = gemm.product(which, problem)
+    if which == "wgrad" and _element_bytes(problem) == 4:
+        return _Pass(needed.columns, needed.rows, needed.depth)
+    return _Pass(needed.rows, needed.columns, needed.depth)
+
+
+def _depth(problem):
+    """Return how many places of DEPTH a line of 128 bytes holds."""
+    return LINE_BYTES // _element_bytes(problem)
+
+
+def _which(kernel):
+    return kernel.split("_")[1]
+
+
+def supports(kernel, problem, device):
+    """Return (ok, reason) for a kernel of rung 10; its name says which pass it is."""
+    p, which = problem, _which(kernel)
+    if device.compute_capability != (9, 0):
+        return False, f"it needs Hopper's wgmma (compute capability 9.0); {device.name} has none"
+    if which == "dgrad" and p.stride != (1, 1):
+        return False, f"it turns filters, which serves a stride of 1; the stride is {p.stride}"
+    lines = _depth(p)
+    for letter, channels in (("C", p.c), ("K", p.k)):
+        if channels % lines:
+            return False, (
+                f"it takes lines of {lines} channels; {letter}={channels} is no multiple of that"
+            )
+    if max(p.r, p.s) + max(p.padding) > _FARTHEST or max(p.stride) > 8:
+        return False, "filter, padding or stride is larger than the TMA walks by itself"
+    if max(p.r - 1 - p.padding[0], p.s - 1 - p.padding[1]) < 0 and which == "dgrad":
+        return False, f"padding {p.padding} is more than the filter reaches; crop dy first"
+    if max(p.r * p.s * max(p.c, p.k), p.n * max(p.h * p.w, p.p * p.q)) >= 2**31:
+        return False, "pixels or weights are 2^31 or more; cut the batch"
+    return True, ""
+
+
+@functools.cache
+def best(kernel, problem, device):
+    """Return the tile, and over how many blocks each sum is split, that cost least."""
+    return min(choices(kernel, problem), key=lambda each: _cost(kernel, problem, *each, device))
+
+
+def choices(kernel, problem):
+    """Return all (tile, splits) worth a try."""
+    needed, terms = _product(_which(kernel), problem), _terms(problem)
+    steps = math.ceil(needed.depth / _depth(problem))
+    return [
+        (tile, splits)
+        for tile in (_TILES_SPLIT if terms == 3 else _TILES_WHOLE)
+        for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+        if splits == 1 or 4 * splits <= steps
+    ]
+
+
+def _cost(kernel, problem, tile, splits, device):
+    """Estimate the cycles of a choice, to compare choices by."""
+    needed, terms = _product(_which(kernel), problem), _terms(problem)
+    steps = math.ceil(math.ceil(needed.depth / _depth(problem)) / splits)
+    rounds = math.ceil(needed.blocks(tile) * splits / (device.sm_count * tile.blocks))
+    # A multiprocessor multiplies 1024 pairs of TF32 in a cycle, or twice as many of bf16; a line
+    # holds as many more of those. About 50 bytes a cycle come from L2.
+    multiplying = terms * tile.m * tile.n / 32
+    loading = tile.stage_bytes(terms) / 50
+    step = max(multiplying, loading) * tile.blocks
+    parts = 0 if splits == 1 else 4 * needed.rows * needed.columns * (splits + 1) / 2500 + 3000
+    return rounds * (steps * step + 1500 + tile.m * tile.n / 16) + parts
+
+
+def plan(kernel, problem, device, choice=None):
+    """Return the launches of a kernel of rung 10; `choice` is a tile and splits, or the `best`."""
+    p, which, terms = problem, _which(kernel), _terms(problem)
+    tile, splits = choice or best(kernel, problem, device)
+    needed = _product(which, p)
+    defines = (
+        ("FILTER_R", p.r),
+        ("FILTER_S", p.s),
+        ("STRIDE_H", p.stride[0]),
+        ("STRIDE_W", p.stride[1]),
+        ("CONSUMERS", tile.consumers),
+        ("ROWS_64", tile.rows_64),
+        ("TILE_N", tile.n),
+        ("STAGES", tile.stages(terms)),
+        ("BLOCKS_PER_SM", tile.blocks),
+        ("ELEMENT", _element_bytes(p)),
+        ("TERMS", terms),
+        ("PARTS", int(splits > 1)),
+    )
+    ready, maps = _OPERANDS[which](p, tile, terms)
+    main = Launch(
+        kernel,
+        (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks),),
+        (tile.threads,),
+        (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding, splits),
+        defines,
+        tile.shared_bytes(terms),
+        maps,
+    )
+    return _sequence(which, ready, main, needed, splits)
+
+
+def _sequence(which, ready, main, needed, splits):
+    """Return `main` between what makes its second operand ready and what adds its parts."""
+    given = 4 if which == "fprop" else 3
+    steps, temporaries, second = [], [], 1
+    if ready:
+        second = given
+        steps.append((ready[0], (1, second)))
+        temporaries.append(ready[1])
+    bias, result = (2, 3) if which == "fprop" else (None, 2)
+    out = given + len(temporaries) if splits > 1 else result
+    pointers = (None if splits > 1 else bias, out) if which == "fprop" else (out,)
+    steps.append((main, (0, second, *pointers)))
+    if splits > 1:
+        size = needed.rows * needed.columns
+        temporaries.append((splits * size,))
+        steps.append((gemm.total(size, splits, needed.columns), (out, bias, result)))
+    if len(steps) == 1:
+        return main
+    return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)
+
+
+def _ready(lines, depth, turn, terms, order, inner=None):
+    """Return the launch that makes an operand ready, and the shape of what it makes."""
+    padded = -(-depth // 32) * 32
+    launch = Launch(
+        "conv2d_operand_1_split",
+        (padded // 32 * math.ceil(lines / 32),),
+        (256,),
+        (lines, depth, padded, inner or depth, depth // inner if inner else 1),
+        (("TURN", int(turn)), ("TERMS", terms), ("ORDER", order)),
+    )
+    return launch, (2 if terms == 3 else 1, lines, padded)
+
+
+def _dtype(problem):
+    if problem.dtype == "bfloat16":
+        return "bfloat16"
+    return "tf32" if problem.precision == "tf32" else "float32"
+
+
+def _lines(dtype, sizes, lines):
+    """Return the map of a matrix whose lines lie side by side, `lines` of them at a time."""
+    return TensorMap(dtype, sizes, (LINE_BYTES // (2 if dtype == "bfloat16" else 4), lines))
+
+
+def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1)):
+    """Return the im2col map of an array of `sizes` (channels, width, height, images)."""
+    channels = LINE_BYTES // (2 if dtype == "bfloat16" else 4)
+    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps)
+
+
+def _x_map(problem, dtype, pixels):
+    p = problem
+    lower = (-p.padding[1], -p.padding[0])
+    upper = tuple(
+        (count - 1) * step + low - (size - 1)
+        for count, step, low, size in zip(
+            (p.q, p.p), p.stride[::-1], lower, (p.w, p.h), strict=True
+        )
+    )
+    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1])
+
+
+def _fprop(problem, tile, terms):
+    p, dtype = problem, _dtype(problem)
+    ready = _ready(p.k, p.terms, False, terms, _ALONG) if terms == 3 else None
+    w_lines = p.k * (2 if terms == 3 else 1)
+    return ready, (_x_map(p, dtype, tile.m), _lines(dtype, (p.terms, w_lines), tile.n))
+
+
+def _dgrad(problem, tile, terms):
+    p, dtype = problem, _dtype(problem)
+    taps = p.r * p.s
+    lower = (p.padding[1] - (p.s - 1), p.padding[0] - (p.r - 1))
+    upper = (p.w - p.q + lower[0], p.h - p.p + lower[1])
+    dy = _pixels(dtype, (p.k, p.q, p.p, p.n), tile.m, lower, upper)
+    if dtype == "bfloat16":
+        return None, (dy, TensorMap(dtype, (p.c, taps, p.k), (64, 1, 64)))
+    ready = _ready(p.c, taps * p.k, True, terms, _ALONG if terms == 3 else 0, p.k)
+    w_lines = p.c * (2 if terms == 3 else 1)
+    return ready, (dy, _lines(dtype, (taps * p.k, w_lines), tile.n))
+
+
+def _wgrad(problem, tile, terms):
+    p, dtype = problem, _dtype(problem)
+    pixels = p.n * p.p * p.q
+    x = _x_map(p, dtype if terms == 1 else "float32", _depth(p))
+    if dtype == "bfloat16":
+        return None, (x, _lines(dtype, (p.k, pixels), 64))
+    ready = _ready(p.k, pixels, True, terms, _ACROSS)
+    _, lines, padded = ready[1]
+    return ready, (x, _lines(dtype, (padded, lines * (2 if terms == 3 else 1)), tile.n))
+
+
+_OPERANDS = {"fprop": _fprop, "dgrad": _dgrad, "wgrad": _wgrad}

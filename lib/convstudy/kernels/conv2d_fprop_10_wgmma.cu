@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+// Rung 10: implicit GEMM by warpgroups, fed by the tensor memory accelerator.
+//
+// Idea      The matrix product of rung 8, on Hopper's own terms. The TMA walks over pixels and
+//           taps by itself (im2col mode): one thread asks for 128 pixels under one tap, and no
+//           register holds an address. Warpgroups multiply straight from shared memory.
+//           fp32: x passes through registers to be split into two TF32 numbers; w was split before.
+// Threads   CONSUMERS x 128 that multiply, and a warp that copies. hopper.cuh says which outputs
+//           are a thread's.
+// Shared    STAGES (128 (TILE_M + TILE_N) + 16) bytes, with fp32 128 TILE_N more a stage; dynamic.
+// Source    PTX ISA, "Asynchronous warpgroup level matrix instructions" and "im2col mode"; NVIDIA
+//           CUTLASS, "Efficient GEMM in CUDA" (roles, persistent blocks); as conv2d_fprop_8_mma.
+#include "conv2d.cuh"
+#include "ptx.cuh"
+#include "hopper.cuh"
+#include "conv2d_wgmma.cuh"
+
+#if TERMS == 3
+using Consumer = ThroughRegisters<false>;
+#else
+using Consumer = FromShared<0, 0>;
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
+                      const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
+                      int splits)
+{
+    const long long rows = (long long)N * P * Q;
+    const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
+                          int tile) {
+        const int tap = tile % (R * S), c = tile / (R * S) * TILE_D;
+        const int q = item.row % Q, p = item.row / Q % P, n = item.row / Q / P;
+        load_im2col(a, x, barrier, c, q - pad_w, p - pad_h, n, tap % S, tap / S);
+        load_box(b, w, barrier, tap * C + c, item.column);
+        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * C + c, K + item.column);
+    };
+    run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits), copy, y, bias, rows, K);
+}
