@@ -66,6 +66,11 @@ class Device:
         macs = _TF32_MACS.get(self.compute_capability, 0)
         return 2.0 * macs * self.sm_count * self.clock_hz if self.is_gpu else 0.0
 
+    @property
+    def peak_bf16_flops(self):
+        """bf16 FLOP/s of the tensor cores, with fp32 sums: on every chip twice those of TF32."""
+        return 2.0 * self.peak_tf32_flops
+
 
 CPU = Device("cpu", "this machine's CPU")
 
@@ -171,13 +176,13 @@ def array_module(device):
     return _cupy() if device.is_gpu else np
 
 
-def empty(shape, device):
-    """Return a float32 array on `device`, not yet written."""
+def empty(shape, device, dtype=np.float32):
+    """Return an array on `device`, not yet written."""
     if not device.is_gpu:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, dtype)
     cupy = _cupy()
     with cupy.cuda.Device(device.index):
-        return cupy.empty(shape, np.float32)
+        return cupy.empty(shape, dtype)
 
 
 def device_of(array):

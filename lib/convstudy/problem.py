@@ -8,11 +8,13 @@ taps, P x Q output pixels.
 import operator
 from dataclasses import dataclass, replace
 
+import ml_dtypes  # makes bfloat16 a type of NumPy's
 import numpy as np
 
-_DTYPES = ("float32",)
+# Of each dtype's precisions, the first is its own.
+_PRECISIONS = {"float32": ("fp32", "tf32"), "bfloat16": ("bf16",)}
 _LAYOUTS = ("NCHW", "NHWC")
-_PRECISIONS = ("fp32", "tf32")
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class ConvProblem:
     groups : int
         1; other values are refused until an algorithm takes them.
     dtype : str
-        "float32".
+        "float32" or "bfloat16": of x, w and y, and of their gradients.
     layout : str
         How arrays lie: "NCHW" (filters K C R S), or "NHWC" (filters K R S C), which PyTorch calls
         channels_last.
-    precision : str
-        How exact products have to be at least: "fp32", or "tf32" (operands of 10 fraction bits).
+    precision : str, optional
+        How exact products have to be at least. Of float32: "fp32", or "tf32" (operands of 10
+        fraction bits). Of bfloat16: "bf16" alone (operands as they are, of 7 fraction bits; sums
+        in fp32, rounded once). By default the dtype's own: fp32 or bf16.
 
     Raises
     ------
@@ -64,7 +68,7 @@ class ConvProblem:
     groups: int = 1
     dtype: str = "float32"
     layout: str = "NCHW"
-    precision: str = "fp32"
+    precision: str | None = None
 
     def __post_init__(self):
         for name in "nchwkrs":
@@ -73,16 +77,12 @@ class ConvProblem:
             object.__setattr__(self, name, _pair(name, getattr(self, name), least))
         if self.groups != 1:
             raise ValueError(f"ConvProblem: groups={self.groups} is not supported; use groups=1")
-        for name, known in (
-            ("dtype", _DTYPES),
-            ("layout", _LAYOUTS),
-            ("precision", _PRECISIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"ConvProblem: {name}={getattr(self, name)!r} is not supported; "
-                    f"use {' or '.join(map(repr, known))}"
-                )
+        _check_known("dtype", self.dtype, _PRECISIONS)
+        _check_known("layout", self.layout, _LAYOUTS)
+        own = _PRECISIONS[self.dtype]
+        if self.precision is None:
+            object.__setattr__(self, "precision", own[0])
+        _check_known("precision", self.precision, own, f" of {self.dtype}")
         for size, taps, pad, letters in (
             (self.h, self.r, self.padding[0], "H R"),
             (self.w, self.s, self.padding[1], "W S"),
@@ -95,7 +95,7 @@ class ConvProblem:
                 )
 
     @classmethod
-    def of(cls, x, w, stride=(1, 1), padding=(0, 0), layout="NCHW", precision="fp32"):
+    def of(cls, x, w, stride=(1, 1), padding=(0, 0), layout="NCHW", precision=None):
         """Return the problem that convolves `x` with `w`, arrays that lie as `layout` says."""
         shapes = {}
         for name, array, letters in (("x", x, "NCHW"), ("w", w, "KCRS")):
@@ -165,10 +165,15 @@ class ConvProblem:
         return 2 * self.macs
 
     @property
+    def itemsize(self):
+        """Bytes of one number."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
     def bytes(self):
         """Fewest bytes that must move: input and filters read once, output written once."""
         elements = sum(int(np.prod(shape)) for shape in (self.x_shape, self.w_shape, self.y_shape))
-        return elements * np.dtype(self.dtype).itemsize
+        return elements * self.itemsize
 
     @property
     def intensity(self):
@@ -185,6 +190,14 @@ def _in_layout(nchw, layout):
 def channels_first(shape, layout):
     """Return a shape of `layout` in the order N, C, H, W."""
     return (shape[0], shape[3], *shape[1:3]) if layout == "NHWC" else tuple(shape)
+
+
+def _check_known(name, value, known, of=""):
+    if value not in known:
+        raise ValueError(
+            f"ConvProblem: {name}={value!r}{of} is not supported; "
+            f"use {' or '.join(map(repr, known))}"
+        )
 
 
 def _describe(array):

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-# Of an operand that keeps 10 bits of the fraction; see `ConvProblem.precision`.
-_EPS_OF_OPERANDS = {"fp32": 0.0, "tf32": 2.0**-10}
+# Of what keeps 10 bits of the fraction, or 7; see `ConvProblem.precision`.
+_EPS_OF_PRECISION = {"fp32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
 
 
 def tolerance(dtype, *terms, precision="fp32"):
@@ -15,17 +15,18 @@ def tolerance(dtype, *terms, precision="fp32"):
     Parameters
     ----------
     dtype : dtype
-        The type in which the sums were accumulated.
+        The type in which the sums were accumulated: float32 for bf16, too.
     *terms : int
         Products summed for one output: C R S for a convolution. A network passes one number a
         layer.
-    precision : {"fp32", "tf32"}
-        To what operands were rounded before they were multiplied.
+    precision : {"fp32", "tf32", "bf16"}
+        To what operands were rounded before they were multiplied (TF32), or results after they
+        were summed (bf16; the reference is computed from the operands as they are).
 
     Returns
     -------
     float
-        ``4 eps sqrt(sum(terms))``, and ``4 eps_of_operands sqrt(layers)`` more, to be compared
+        ``4 eps sqrt(sum(terms))``, and ``4 eps_of_precision sqrt(layers)`` more, to be compared
         with `relative_error`.
 
     Notes
@@ -40,14 +41,20 @@ def tolerance(dtype, *terms, precision="fp32"):
     An operand that is rounded errs by eps/2 at most and eps/5 as a rule, and so do, relative to
     the result, T products of random sign: the number of terms plays no part. Two operands, and
     the largest of a million outputs, make that 1.5 eps.
+
+    A result that is rounded errs by eps/2 of its own value at most, and `relative_error` compares
+    with the root mean square of all: the largest of a million outputs lies five of those out, of
+    a hundred million six, and that makes 3 eps. Four leave room for outputs eight out, which sums
+    of very few products have. Here a left-out product shows less well, as ``1 / sqrt(T)`` may be
+    smaller than that; but its largest in a million outputs is ten times as large.
     """
     if not terms or min(terms) < 1:
         raise ValueError(f"tolerance: terms must be positive numbers of products, got {terms}")
-    if precision not in _EPS_OF_OPERANDS:
+    if precision not in _EPS_OF_PRECISION:
         raise ValueError(
-            f"tolerance: no precision {precision!r}; use {' or '.join(_EPS_OF_OPERANDS)}"
+            f"tolerance: no precision {precision!r}; use {' or '.join(_EPS_OF_PRECISION)}"
         )
-    rounded = _EPS_OF_OPERANDS[precision] * math.sqrt(len(terms))
+    rounded = _EPS_OF_PRECISION[precision] * math.sqrt(len(terms))
     return 4 * (float(np.finfo(dtype).eps) * math.sqrt(sum(terms)) + rounded)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convstudy import compile, device, paths, tolerance
-from convstudy.problem import ConvProblem
+from convstudy.problem import BFLOAT16, ConvProblem
 
 
 def test_unet_layer_by_hand():
@@ -27,6 +27,17 @@ def test_stride_one_and_no_padding_unless_told_otherwise():
     assert (problem.stride, problem.padding) == ((1, 1), (0, 0))
 
 
+def test_bfloat16_has_a_precision_of_its_own():
+    sizes = {"n": 1, "c": 64, "h": 8, "w": 8, "k": 1, "r": 3, "s": 3}
+    single, half = ConvProblem(**sizes), ConvProblem(**sizes, dtype="bfloat16")
+    assert (single.precision, half.precision) == ("fp32", "bf16")
+    assert half.bytes == single.bytes / 2
+    x, w = np.ones((1, 2, 8, 8), BFLOAT16), np.ones((1, 2, 3, 3), BFLOAT16)
+    assert ConvProblem.of(x, w).precision == "bf16"
+    with pytest.raises(TypeError, match="x is bfloat16 and w is float32; convert one"):
+        ConvProblem.of(x, w.astype(np.float32))
+
+
 def test_output_sizes_follow_stride_and_padding():
     problem = ConvProblem(2, 3, 224, 225, 64, 7, 5, stride=(2, 3), padding=(3, 1))
     assert problem.y_shape == (2, 64, 112, 75)
@@ -41,6 +52,12 @@ def test_output_sizes_follow_stride_and_padding():
         ({"c": 2.0}, TypeError, "c must be an integer, got 2.0"),
         ({"groups": 2}, ValueError, "groups=2 is not supported"),
         ({"dtype": "int8"}, ValueError, "dtype='int8' is not supported; use 'float32'"),
+        ({"precision": "bf16"}, ValueError, "'bf16' of float32 is not supported; use 'fp32' or"),
+        (
+            {"dtype": "bfloat16", "precision": "fp32"},
+            ValueError,
+            "precision='fp32' of bfloat16 is not supported; use 'bf16'",
+        ),
         ({"layout": "CHWN"}, ValueError, "layout='CHWN' is not supported"),
         ({"r": 9}, ValueError, "R=9, H=8 with 0 on each side"),
         ({"s": 9}, ValueError, "S=9, W=8 with 0 on each side"),
@@ -62,6 +79,17 @@ def test_tolerance_admits_rounding_and_nothing_else(rng):
     tolerance.assert_close(rounded, truth, terms)
     with pytest.raises(AssertionError, match="exceeds the tolerance"):
         tolerance.assert_close(rounded - x[:, 7] * w[:, 7], truth, terms)
+
+
+def test_tolerance_admits_results_rounded_to_bf16_and_no_coarser(rng):
+    truth = rng.standard_normal(10**6)
+    truth[:2] = -7.97, 5.03  # beyond the largest of a million, and just above a tie
+    for products in (9, 9216):
+        limits = {"dtype": np.float32, "precision": "bf16"}
+        tolerance.assert_close(truth.astype(BFLOAT16), truth, products, **limits)
+        coarse = (truth.astype(np.float32).view(np.uint32) & 0xFFFC0000).view(np.float32)
+        with pytest.raises(AssertionError, match="exceeds the tolerance"):
+            tolerance.assert_close(coarse, truth, products, **limits)
 
 
 def test_tolerance_never_passes_nan_and_refuses_nonsense():

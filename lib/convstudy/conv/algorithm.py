@@ -17,6 +17,8 @@ from convstudy.device import CPU, EMULATOR
 # A block's static shared memory, on every architecture.
 _STATIC_SHARED_BYTES = 48 * 1024
 _MOST_BLOCKS = 2**31 - 1
+_FLOAT32 = ("fp32", "tf32")
+_ANY_PRECISION = (*_FLOAT32, "bf16")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Algorithm:
     which : {"fprop", "dgrad", "wgrad"}
         Its pass: fprop takes (x, w, bias, y), dgrad (dy, w, dx), wgrad (x, dy, dw).
     layouts, precisions : tuple of str
-        Those of a problem that it serves; fp32 is more than enough for TF32.
+        Those of a problem that it serves; fp32 is more than enough for TF32. Arrays of bfloat16
+        come with bf16, and no others.
     """
 
     id: str
@@ -49,14 +52,14 @@ class Algorithm:
     compute: Callable | None = None
     which: str = "fprop"
     layouts: tuple[str, ...] = ("NCHW",)
-    precisions: tuple[str, ...] = ("fp32", "tf32")
+    precisions: tuple[str, ...] = _FLOAT32
 
     def supports(self, problem, device):
         """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
         if problem.layout not in self.layouts:
             return False, f"it takes {' or '.join(self.layouts)}; the arrays are {problem.layout}"
         if problem.precision not in self.precisions:
-            return False, f"it is not exact enough for {problem.precision}"
+            return False, f"it does not compute {problem.precision} ({problem.dtype} arrays)"
         return self.accepts(problem, device)
 
 
@@ -238,11 +241,16 @@ def _implicit(family, kernel, idea):
         functools.partial(family.plan, kernel),
         which=kernel.split("_")[1],
         layouts=("NHWC",),
+        precisions=_ANY_PRECISION if family.takes_bf16(kernel) else _FLOAT32,
     )
 
 
 _gemm = functools.partial(_implicit, gemm)
 _hopper = functools.partial(_implicit, hopper)
+
+
+def _through_blas(compute):
+    return cpu.in_float32(cpu.in_layout(compute))
 
 
 _ANY_LAYOUT = ("NCHW", "NHWC")
@@ -252,24 +260,27 @@ _ROWS = (
         "cpu-blas",
         "im2col and BLAS, all threads",
         _on_cpu,
-        compute=cpu.in_layout(cpu.blas),
+        compute=_through_blas(cpu.blas),
         layouts=_ANY_LAYOUT,
+        precisions=_ANY_PRECISION,
     ),
     Algorithm(
         "cpu-dgrad",
         "a matrix product for each filter tap, through BLAS",
         _on_cpu,
-        compute=cpu.in_layout(cpu.dgrad),
+        compute=_through_blas(cpu.dgrad),
         which="dgrad",
         layouts=_ANY_LAYOUT,
+        precisions=_ANY_PRECISION,
     ),
     Algorithm(
         "cpu-wgrad",
         "a matrix product for each filter tap, through BLAS",
         _on_cpu,
-        compute=cpu.in_layout(cpu.wgrad),
+        compute=_through_blas(cpu.wgrad),
         which="wgrad",
         layouts=_ANY_LAYOUT,
+        precisions=_ANY_PRECISION,
     ),
     Algorithm(
         "conv2d_fprop_1_naive",

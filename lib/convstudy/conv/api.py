@@ -5,7 +5,7 @@ import numpy as np
 
 from convstudy.conv.algorithm import choose, get_algorithm, plan
 from convstudy.device import CPU, array_module, check_device, device_of, empty
-from convstudy.problem import ConvProblem, channels_first
+from convstudy.problem import BFLOAT16, ConvProblem, channels_first
 
 
 def conv2d(
@@ -18,32 +18,33 @@ def conv2d(
     out=None,
     device=None,
     layout="NCHW",
-    precision="fp32",
+    precision=None,
 ):
     """Convolve `x` with `w` (cross-correlation), where `x` lies.
 
     Parameters
     ----------
-    x : (N, C, H, W) float32 array, C-contiguous, finite
+    x : (N, C, H, W) float32 or bfloat16 array, C-contiguous, finite
         NumPy: computed on the CPU. CuPy: on its GPU, on CuPy's current stream.
-    w : (K, C, R, S) float32 array, likewise
+    w : (K, C, R, S) array of x's dtype, likewise
     bias : (K,) float32 array, likewise, optional
     stride, padding : int or (int, int)
         Along H and W.
     algorithm : str
         An id of `ALGORITHMS`, or "auto".
-    out : (N, K, P, Q) float32 array, C-contiguous, optional
+    out : (N, K, P, Q) array of x's dtype, C-contiguous, optional
         Where to write; it must not overlap the inputs.
     device : Device, optional
         `device.EMULATOR` runs a kernel's .cu file on NumPy arrays.
     layout : {"NCHW", "NHWC"}
         How arrays lie. In NHWC, x is (N, H, W, C), w (K, R, S, C) and out (N, P, Q, K).
-    precision : {"fp32", "tf32"}
-        How exact products have to be at least.
+    precision : {"fp32", "tf32", "bf16"}, optional
+        How exact products have to be at least, as `ConvProblem` has it: fp32 by default, or TF32,
+        for float32 arrays, bf16 for those of bfloat16.
 
     Returns
     -------
-    (N, K, P, Q) float32 array
+    (N, K, P, Q) array of x's dtype
         `out` where it is given.
 
     Raises
@@ -80,14 +81,14 @@ def conv2d_dgrad(
     out=None,
     device=None,
     layout="NCHW",
-    precision="fp32",
+    precision=None,
 ):
     """Return the gradient of a convolution's input, given that of its output.
 
     Parameters
     ----------
-    dy : (N, K, P, Q) float32 array, C-contiguous, finite
-    w : (K, C, R, S) float32 array, likewise
+    dy : (N, K, P, Q) float32 or bfloat16 array, C-contiguous, finite
+    w : (K, C, R, S) array of dy's dtype, likewise
         The filters of the convolution.
     size : (int, int)
         H and W of the input: with a stride, several sizes have one output size.
@@ -96,7 +97,7 @@ def conv2d_dgrad(
 
     Returns
     -------
-    (N, C, H, W) float32 array
+    (N, C, H, W) array of dy's dtype
         `out` where it is given.
 
     Raises
@@ -110,6 +111,7 @@ def conv2d_dgrad(
     )
     problem = ConvProblem(
         *(n, c, *_pair("conv2d_dgrad", size), k, r, s, stride, padding),
+        dtype=str(dy.dtype),
         layout=layout,
         precision=precision,
     )
@@ -127,14 +129,14 @@ def conv2d_wgrad(
     out=None,
     device=None,
     layout="NCHW",
-    precision="fp32",
+    precision=None,
 ):
     """Return the gradient of a convolution's filters, given its input and its output's gradient.
 
     Parameters
     ----------
-    x : (N, C, H, W) float32 array, C-contiguous, finite
-    dy : (N, K, P, Q) float32 array, likewise
+    x : (N, C, H, W) float32 or bfloat16 array, C-contiguous, finite
+    dy : (N, K, P, Q) array of x's dtype, likewise
     size : (int, int)
         R and S of the filters.
     stride, padding, algorithm, out, device, layout, precision
@@ -142,7 +144,7 @@ def conv2d_wgrad(
 
     Returns
     -------
-    (K, C, R, S) float32 array
+    (K, C, R, S) array of x's dtype
         `out` where it is given.
 
     Raises
@@ -156,6 +158,7 @@ def conv2d_wgrad(
     )
     problem = ConvProblem(
         *(n, c, h, width, k, *_pair("conv2d_wgrad", size), stride, padding),
+        dtype=str(x.dtype),
         layout=layout,
         precision=precision,
     )
@@ -189,6 +192,7 @@ def run(which, problem, arrays, algorithm, device):
     return arrays[-1]
 
 
+_DTYPES = (np.dtype(np.float32), BFLOAT16)
 _RESULTS = {"fprop": "y_shape", "dgrad": "x_shape", "wgrad": "w_shape"}
 
 
@@ -201,9 +205,9 @@ def _checked_run(who, which, problem, inputs, out, algorithm, device):
         raise ValueError(f"{who}: the arrays lie on {where.name}, not on {device.name}; copy them")
     shape = getattr(problem, _RESULTS[which])
     if out is None:
-        out = empty(shape, device)
+        out = empty(shape, device, inputs[0].dtype)
     else:
-        _check_array(who, "out", out, where, finite=False)
+        _check_array(who, "out", out, where, (inputs[0].dtype,), finite=False)
         _check_shape(who, "out", out, shape)
         if any(np.may_share_memory(out, a) for a in inputs if isinstance(a, np.ndarray)):
             raise ValueError(f"{who}: out overlaps an input; pass another array")
@@ -211,10 +215,13 @@ def _checked_run(who, which, problem, inputs, out, algorithm, device):
 
 
 def _check_arrays(who, **arrays):
-    first = next(iter(arrays.values()))
-    for name, array in arrays.items():
+    first, *others = arrays
+    _check_array(who, first, arrays[first], device_of(arrays[first]), _DTYPES, finite=True)
+    for name in others:
+        array = arrays[name]
         if array is not None or name != "bias":
-            _check_array(who, name, array, device_of(first), finite=True)
+            dtype = _DTYPES[0] if name == "bias" else arrays[first].dtype
+            _check_array(who, name, array, device_of(arrays[first]), (dtype,), finite=True)
 
 
 def _sizes(who, name, array, layout):
@@ -236,7 +243,7 @@ def _check_shape(who, name, array, expected):
         raise ValueError(f"{who}: {name} has shape {array.shape}, expected {expected}")
 
 
-def _check_array(who, name, array, device, finite):
+def _check_array(who, name, array, device, dtypes, finite):
     if not hasattr(array, "__array_interface__") and not hasattr(array, "__cuda_array_interface__"):
         raise TypeError(
             f"{who}: {name} must be a NumPy or CuPy array, got {type(array).__name__}; "
@@ -246,8 +253,9 @@ def _check_array(who, name, array, device, finite):
         raise ValueError(
             f"{who}: {name} lies on {device_of(array).name} and x on {device.name}; copy one"
         )
-    if array.dtype != np.float32:
-        raise TypeError(f"{who}: {name} must be float32, got {array.dtype}; use .astype")
+    if array.dtype not in dtypes:
+        wanted = " or ".join(map(str, dtypes))
+        raise TypeError(f"{who}: {name} must be {wanted}, got {array.dtype}; use .astype")
     if array.size == 0:
         raise ValueError(f"{who}: {name} is empty, of shape {array.shape}; every size is >= 1")
     if not array.flags.c_contiguous:

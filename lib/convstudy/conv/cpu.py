@@ -2,7 +2,7 @@
 """Convolution on the CPU: as the plain loop nest, and as a CPU does it well; and its gradients.
 
 All trust their arguments, float32 and C-contiguous; `api` checks them. Those that follow the
-layout NCHW take another through `in_layout`.
+layout NCHW take another through `in_layout`, and bfloat16 through `in_float32`.
 """
 
 import functools
@@ -118,6 +118,22 @@ def in_layout(compute):
         result = np.empty_like(np.moveaxis(output, 3, 1), order="C")
         compute(replace(problem, layout="NCHW"), *inputs, result)
         output[...] = np.moveaxis(result, 1, 3)
+
+    return computed
+
+
+def in_float32(compute):
+    """Return `compute`, which knows float32 alone, for any dtype: its result is rounded once."""
+
+    def computed(problem, *arrays):
+        if problem.dtype == "float32":
+            compute(problem, *arrays)
+            return
+        *inputs, output = arrays
+        inputs = [a if a is None else a.astype(np.float32) for a in inputs]
+        result = np.empty(output.shape, np.float32)
+        compute(replace(problem, dtype="float32", precision="fp32"), *inputs, result)
+        output[...] = result
 
     return computed
 

@@ -10,7 +10,8 @@ import numpy as np
 from convstudy.compile import Launch, Sequence
 
 _MOST_BLOCKS = 2**31 - 1
-_TILE_D = 32
+# A line of a tile that runs along depth has as many bytes, and so has a vector.
+_LINE_BYTES, _VECTOR_BYTES = 128, 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _Family:
     splits : bool
         Whether several blocks may share a sum.
     vector_out : int
-        Floats of the result that are stored at once.
+        Numbers of the result that are stored at once; of bf16, if sums are not split.
     """
 
     tiles: tuple[_Tile, ...]
@@ -65,16 +66,33 @@ _MMA = _Family(
     splits=True,
     vector_out=2,
 )
+# A warp that computes 64 x 64 reads half as much for each product as one that computes 32 x 32.
+_MMA_BF16 = _Family(
+    (_Tile(2, 4, 64, 64), _Tile(2, 2, 64, 64), _Tile(2, 2, 64, 32), _Tile(2, 2, 32, 32)),
+    1000,
+    splits=True,
+    vector_out=4,
+)
 _FAMILIES = {
-    "5_vectors": _Family(_SIMT, 60, stages=1),
-    "6_stages": _Family(_SIMT, 60),
-    "7_warp_tiles": _Family(_SIMT, 90),
-    "8_mma": _MMA,
+    ("5_vectors", "float32"): _Family(_SIMT, 60, stages=1),
+    ("6_stages", "float32"): _Family(_SIMT, 60),
+    ("7_warp_tiles", "float32"): _Family(_SIMT, 90),
+    ("8_mma", "float32"): _MMA,
+    ("8_mma", "bfloat16"): _MMA_BF16,
 }
 
 
-def _family(kernel):
-    return _FAMILIES[kernel.split("_", 2)[2]]
+def _rung(kernel):
+    return kernel.split("_", 2)[2]
+
+
+def _family(kernel, dtype):
+    return _FAMILIES[_rung(kernel), dtype]
+
+
+def takes_bf16(kernel):
+    """Return whether `kernel` takes arrays of bfloat16."""
+    return (_rung(kernel), "bfloat16") in _FAMILIES
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,8 @@ class _Product:
     rows: int
     columns: int
     depth: int
+    # How much of depth is in one tile.
+    tile_d: int
     # Which channels lie side by side in a, in b and in the result.
     of_a: int
     of_b: int
@@ -92,15 +112,17 @@ class _Product:
     along_a: bool
     along_b: bool
 
-    def tile_words(self, tile):
-        """Return the shared words of one stage."""
-        sizes = ((tile.m, self.along_a), (tile.n, self.along_b))
-        return sum(
-            across * (_TILE_D + 4) if along else _TILE_D * (across + 8) for across, along in sizes
-        )
+    @property
+    def steps(self):
+        return math.ceil(self.depth / self.tile_d)
 
     def shared_bytes(self, tile, stages):
-        return 4 * stages * self.tile_words(tile)
+        # Lines have 16 bytes more where depth runs along them, 8 numbers more where it does not.
+        sizes = ((tile.m, self.along_a), (tile.n, self.along_b))
+        return stages * sum(
+            across * (_LINE_BYTES + 16) if along else _LINE_BYTES * (across + 8)
+            for across, along in sizes
+        )
 
     def blocks(self, tile):
         return math.ceil(self.rows / tile.m) * math.ceil(self.columns / tile.n)
@@ -109,12 +131,13 @@ class _Product:
 def product(which, problem):
     """Return the matrix product of pass `which` of `problem`."""
     c, k, taps = problem.c, problem.k, problem.r * problem.s
+    tile_d = _LINE_BYTES // problem.itemsize
     pixels_in, pixels_out = problem.n * problem.h * problem.w, problem.n * problem.p * problem.q
     if which == "fprop":
-        return _Product(pixels_out, k, taps * c, c, c, k, True, True)
+        return _Product(pixels_out, k, taps * c, tile_d, c, c, k, True, True)
     if which == "dgrad":
-        return _Product(pixels_in, c, taps * k, k, c, c, True, False)
-    return _Product(k, taps * c, pixels_out, k, c, taps * c, False, False)
+        return _Product(pixels_in, c, taps * k, tile_d, k, c, c, True, False)
+    return _Product(k, taps * c, pixels_out, tile_d, k, c, taps * c, False, False)
 
 
 def supports(kernel, problem, device):
@@ -137,14 +160,13 @@ def _pass(kernel):
 @functools.cache
 def best(kernel, problem, device):
     """Return the tile, and over how many blocks each sum is split, that cost least."""
-    needed, family = product(_pass(kernel), problem), _family(kernel)
-    steps = math.ceil(needed.depth / _TILE_D)
+    needed, family = product(_pass(kernel), problem), _family(kernel, problem.dtype)
     choices = [
         (tile, splits)
         for tile in family.tiles
         if needed.shared_bytes(tile, family.stages) <= device.shared_bytes_per_block
         for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-        if splits == 1 or (family.splits and 4 * splits <= steps)
+        if splits == 1 or (family.splits and 4 * splits <= needed.steps)
     ]
     return min(choices, key=lambda choice: _cost(needed, family, *choice, device))
 
@@ -153,12 +175,16 @@ def _cost(needed, family, tile, splits, device):
     """Estimate the cycles of a choice, to compare choices by.
 
     A block takes some 3000 cycles to fill its stages and to write its tile; parts are written and
-    read at some 2500 bytes a cycle. Neither has been measured yet.
+    read at some 2500 bytes a cycle. Neither has been measured yet. A warp reads its two operands
+    from shared memory at 128 bytes a cycle, which is a line of a tile.
     """
     rounds = math.ceil(needed.blocks(tile) * splits / device.sm_count)
-    steps = math.ceil(math.ceil(needed.depth / _TILE_D) / splits)
     busy = min(1, tile.threads / 256 * rounds)
-    multiplying = rounds * steps * tile.m * tile.n * _TILE_D / (family.macs * busy)
+    step = max(
+        tile.m * tile.n * needed.tile_d / family.macs,
+        tile.threads / 32 * (tile.warp_m + tile.warp_n),
+    )
+    multiplying = rounds * math.ceil(needed.steps / splits) * step / busy
     parts = 0 if splits == 1 else 4 * needed.rows * needed.columns * (splits + 1) / 2500 + 3000
     return multiplying + 3000 * rounds + parts
 
@@ -168,9 +194,12 @@ def plan(kernel, problem, device, choice=None):
 
     `choice` is a tile and a number of splits, by default the `best`.
     """
-    needed, family = product(_pass(kernel), problem), _family(kernel)
+    needed, family = product(_pass(kernel), problem), _family(kernel, problem.dtype)
     tile, splits = choice or best(kernel, problem, device)
     p = problem
+    vector = _VECTOR_BYTES // p.itemsize
+    # Parts of sums are fp32.
+    vector_out = family.vector_out if splits == 1 else 2
     defines = (
         ("FILTER_R", p.r),
         ("FILTER_S", p.s),
@@ -180,12 +209,14 @@ def plan(kernel, problem, device, choice=None):
         ("WARPS_N", tile.warps_n),
         ("WARP_M", tile.warp_m),
         ("WARP_N", tile.warp_n),
-        ("VECTOR_A", 1 if needed.of_a % 4 else 4),
-        ("VECTOR_B", 1 if needed.of_b % 4 else 4),
-        ("VECTOR_OUT", 1 if needed.of_out % family.vector_out else family.vector_out),
+        ("VECTOR_A", 1 if needed.of_a % vector else vector),
+        ("VECTOR_B", 1 if needed.of_b % vector else vector),
+        ("VECTOR_OUT", 1 if needed.of_out % vector_out else vector_out),
     )
     if family is _MMA:
         defines += (("TERMS", 3 if p.precision == "fp32" else 1),)
+    elif family is _MMA_BF16:
+        defines += (("BF16", 1), ("PARTS", int(splits > 1)))
     main = (
         kernel,
         (needed.blocks(tile) * splits,),
@@ -201,11 +232,11 @@ def plan(kernel, problem, device, choice=None):
     # Of x, w, bias, y and the parts; or of two operands, the result and the parts.
     fprop = _pass(kernel) == "fprop"
     main, adds = ((0, 1, None, 4), (4, 2, 3)) if fprop else ((0, 1, 3), (3, None, 2))
-    steps = (launch, main), (total(size, splits, needed.columns), adds)
+    steps = (launch, main), (total(size, splits, needed.columns, p.dtype), adds)
     return Sequence(steps, ((splits * size,),), 0)
 
 
-def total(size, splits, columns):
+def total(size, splits, columns, dtype):
     """Return the launch that adds up `splits` parts of `size` numbers each."""
     threads, each = 256, 4
     return Launch(
@@ -213,5 +244,5 @@ def total(size, splits, columns):
         (math.ceil(size / (threads * each)),),
         (threads,),
         (np.int64(size), splits, columns),
-        (("THREADS", threads), ("EACH", each)),
+        (("THREADS", threads), ("EACH", each), *((("BF16", 1),) if dtype == "bfloat16" else ())),
     )

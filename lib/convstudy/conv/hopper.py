@@ -70,20 +70,21 @@ def _terms(problem):
     return 3 if problem.precision == "fp32" else 1
 
 
-def _element_bytes(problem):
-    return 2 if problem.dtype == "bfloat16" else 4
-
-
 def _product(which, problem):
     needed = gemm.product(which, problem)
-    if which == "wgrad" and _element_bytes(problem) == 4:
+    if which == "wgrad" and problem.itemsize == 4:
         return _Pass(needed.columns, needed.rows, needed.depth)
     return _Pass(needed.rows, needed.columns, needed.depth)
 
 
 def _depth(problem):
     """Return how many places of DEPTH a line of 128 bytes holds."""
-    return LINE_BYTES // _element_bytes(problem)
+    return LINE_BYTES // problem.itemsize
+
+
+def takes_bf16(kernel):
+    """Return whether `kernel` takes arrays of bfloat16: all do."""
+    return True
 
 
 def _which(kernel):
@@ -159,7 +160,7 @@ def plan(kernel, problem, device, choice=None):
         ("TILE_N", tile.n),
         ("STAGES", tile.stages(terms)),
         ("BLOCKS_PER_SM", tile.blocks),
-        ("ELEMENT", _element_bytes(p)),
+        ("BF16", int(p.dtype == "bfloat16")),
         ("TERMS", terms),
         ("PARTS", int(splits > 1)),
     )
@@ -173,10 +174,10 @@ def plan(kernel, problem, device, choice=None):
         tile.shared_bytes(terms),
         maps,
     )
-    return _sequence(which, ready, main, needed, splits)
+    return _sequence(which, ready, main, needed, splits, p.dtype)
 
 
-def _sequence(which, ready, main, needed, splits):
+def _sequence(which, ready, main, needed, splits, dtype):
     """Return `main` between what makes its second operand ready and what adds its parts."""
     given = 4 if which == "fprop" else 3
     steps, temporaries, second = [], [], 1
@@ -191,7 +192,7 @@ def _sequence(which, ready, main, needed, splits):
     if splits > 1:
         size = needed.rows * needed.columns
         temporaries.append((splits * size,))
-        steps.append((gemm.total(size, splits, needed.columns), (out, bias, result)))
+        steps.append((gemm.total(size, splits, needed.columns, dtype), (out, bias, result)))
     if len(steps) == 1:
         return main
     return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)

@@ -42,6 +42,9 @@ EMU_API uint64_t compare_and_swap(void* address, uint64_t expected, uint64_t des
 
 // What tensor cores do (tensor.cpp), on each lane's part of the operands.
 EMU_API void mma_m16n8k8_tf32(float* d, const unsigned* a, const unsigned* b, int line);
+EMU_API void mma_m16n8k16_bf16(float* d, const unsigned* a, const unsigned* b, int line);
+// Each lane gives a row of ldmatrix's four matrices, and gets a word of each.
+EMU_API void deal_matrices(unsigned* words, const unsigned* row, bool transposed, int line);
 
 // Copies from global to shared memory that go on in the background (async.cpp). The first `bytes`
 // of `size` are copied, the rest become zeros.

@@ -16,13 +16,22 @@ struct Operands {
     const unsigned *a, *b;
 };
 
-// The hardware does not look at the 13 bits that fp32 has beyond TF32.
-float as_tf32(unsigned bits) {
-    bits &= 0xffffe000u;
+float as_float(unsigned bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+// What a register holds of an operand: so many numbers that follow each other in depth.
+struct TF32 {
+    static constexpr int NUMBERS = 1;
+    // The hardware does not look at the 13 bits that fp32 has beyond TF32.
+    static float number(unsigned word, int) { return as_float(word & 0xffffe000u); }
+};
+struct BF16 {
+    static constexpr int NUMBERS = 2;
+    static float number(unsigned word, int i) { return as_float(word >> 16 * i << 16); }
+};
 
 // What does not fit into fp32 is dropped, as by tensor cores; a double holds the sum until then.
 float towards_zero(double x) {
@@ -30,22 +39,49 @@ float towards_zero(double x) {
     return std::fabs(double(near)) > std::fabs(x) ? std::nextafter(near, 0.0f) : near;
 }
 
+template <class Word>
 void multiply(void* const* lanes) {
-    float a[16][8], b[8][8];
+    constexpr int NUMBERS = Word::NUMBERS, DEPTH = 8 * NUMBERS;
+    float a[16][DEPTH], b[DEPTH][8];
     const auto of = [&](int lane) { return *static_cast<const Operands*>(lanes[lane]); };
     for (int lane = 0; lane < int(WARP); lane++) {
         if (!lanes[lane]) return;  // undefined where a lane has exited: nothing is written
         const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < 4; i++) a[g + i % 2 * 8][t + i / 2 * 4] = as_tf32(of(lane).a[i]);
-        for (int i = 0; i < 2; i++) b[t + 4 * i][g] = as_tf32(of(lane).b[i]);
+        for (int k = 0; k < NUMBERS; k++) {
+            const auto depth = [&](int half) { return (t + 4 * half) * NUMBERS + k; };
+            for (int i = 0; i < 4; i++)
+                a[g + i % 2 * 8][depth(i / 2)] = Word::number(of(lane).a[i], k);
+            for (int i = 0; i < 2; i++) b[depth(i)][g] = Word::number(of(lane).b[i], k);
+        }
     }
     for (int lane = 0; lane < int(WARP); lane++)
         for (int i = 0; i < 4; i++) {
             float& d = of(lane).d[i];
             double sum = d;
-            for (int k = 0; k < 8; k++)
+            for (int k = 0; k < DEPTH; k++)
                 sum += double(a[lane / 4 + i / 2 * 8][k]) * b[k][2 * (lane % 4) + i % 2];
             d = towards_zero(sum);
+        }
+}
+
+struct Rows {
+    unsigned* words;
+    const unsigned* row;
+    bool transposed;
+};
+
+void deal(void* const* lanes) {
+    const auto of = [&](int lane) { return static_cast<const Rows*>(lanes[lane]); };
+    for (int lane = 0; lane < int(WARP); lane++)
+        if (!lanes[lane]) return;  // undefined where a lane has exited
+    for (int lane = 0; lane < int(WARP); lane++)
+        for (int i = 0; i < 4; i++) {
+            const int g = lane / 4, t = lane % 4;
+            const auto half = [&](int row) {  // number g of a row of matrix i
+                return of(8 * i + row)->row[g / 2] >> 16 * (g % 2) & 0xffffu;
+            };
+            of(lane)->words[i] = of(lane)->transposed ? half(2 * t) | half(2 * t + 1) << 16
+                                                      : of(8 * i + g)->row[t];
         }
 }
 
@@ -53,7 +89,15 @@ void multiply(void* const* lanes) {
 
 void mma_m16n8k8_tf32(float* d, const unsigned* a, const unsigned* b, int line) {
     Operands operands{d, a, b};
-    warp_together(&operands, multiply, line);
+    warp_together(&operands, multiply<TF32>, line);
+}
+void mma_m16n8k16_bf16(float* d, const unsigned* a, const unsigned* b, int line) {
+    Operands operands{d, a, b};
+    warp_together(&operands, multiply<BF16>, line);
+}
+void deal_matrices(unsigned* words, const unsigned* row, bool transposed, int line) {
+    Rows rows{words, row, transposed};
+    warp_together(&rows, deal, line);
 }
 
 }  // namespace emu

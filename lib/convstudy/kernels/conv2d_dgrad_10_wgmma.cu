@@ -16,7 +16,7 @@
 #if TERMS == 3
 using Consumer = ThroughRegisters<false>;
 #else
-using Consumer = FromShared<0, ELEMENT == 2>;
+using Consumer = FromShared<0, BF16>;
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -30,7 +30,7 @@ conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constan
         const int v = item.row % W, h = item.row / W % H, n = item.row / W / H;
         load_im2col(a, dy, barrier, k, v - (S - 1 - pad_w), h - (R - 1 - pad_h), n, S - 1 - s,
                     R - 1 - r);
-#if ELEMENT == 2
+#if BF16
         for (int i = 0; i < TILE_N / 64; ++i)
             load_box(b + i * TILE_D * 128, w, barrier, item.column + 64 * i, tap, k);
 #else

@@ -15,7 +15,7 @@
 
 // a: row (n, h, w), depth (r, s, k).
 struct AroundInput {
-    const float* dy;
+    const Element* dy;
     int N, H, W, K, P, Q, pad_h, pad_w;
 
     __device__ __forceinline__ Row locate(long long row) const
@@ -37,27 +37,28 @@ using Gradients = Neighbours<AroundInput>;
 // b: depth (r, s, k), column c.
 struct Filters {
     using Tile = ::Tile<TILE_D, TILE_N, false, VECTOR_B>;
-    const float* w;
-    int c, C, K, depth;
+    const Element* w;
+    int c, C;
+    Count<Tile::STEP> depth;  // filter, tap, and how often beyond the last
 
-    __device__ __forceinline__ Filters(const float* w, const Part& part, int C, int K)
-        : w(w), c(part.column + Tile::place()), C(C), K(K), depth(part.first * TILE_D)
+    __device__ __forceinline__ Filters(const Element* w, const Part& part, int C, int K)
+        : w(w), c(part.column + Tile::place()), C(C),
+          depth(part.first * TILE_D + Tile::line(0), K, R * S)
     {
     }
-    __device__ __forceinline__ void fetch(float* tile)
+    __device__ __forceinline__ void fetch(Element* tile)
     {
 #pragma unroll
-        for (int i = 0; i < Tile::EACH; ++i) {
-            const int d = depth + Tile::line(i), k = d % K, tap = d / K;
-            Tile::copy(tile, i, w + ((size_t)k * (R * S) + tap) * C + c, tap < R * S && c < C);
+        for (int i = 0; i < Tile::EACH; ++i, depth.next()) {
+            const size_t tap = (size_t)depth.first * (R * S) + depth.second;
+            Tile::copy(tile, i, w + tap * C + c, depth.third == 0 && c < C);
         }
-        depth += TILE_D;
     }
 };
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
-conv2d_dgrad_8_mma(const float* __restrict__ dy, const float* __restrict__ w,
-                   float* __restrict__ dx, CONV2D_SIZES, int splits)
+conv2d_dgrad_8_mma(const Element* __restrict__ dy, const Element* __restrict__ w,
+                   Result* __restrict__ dx, CONV2D_SIZES, int splits)
 {
     const long long rows = (long long)N * H * W;
     const Part part(rows, C, R * S * K, splits);

@@ -2,7 +2,7 @@
 // Implicit GEMM: what every kernel that multiplies matrices has in common.
 //
 // Layout: x (N, H, W, C), w (K, R, S, C), y (N, P, Q, K), all contiguous: channels lie side by
-// side, so that whatever a pass sums over or fills comes in vectors.
+// side, so that whatever a pass sums over or fills comes in vectors. All are fp32, or all bf16.
 //
 // A pass is one matrix product, out (ROWS x COLUMNS) = a (ROWS x DEPTH) b (DEPTH x COLUMNS), whose
 // operands are never built: each block fetches from x, w or dy what its tile of them would hold.
@@ -28,62 +28,84 @@
 #ifndef STAGES
 #define STAGES 3
 #endif
-// Floats that lie side by side and start on as many words: in a, in b, and in out.
+// 1: x, w and y are bf16, and so are their gradients; PARTS 1: all but the result, which is added
+// up later.
+#ifndef BF16
+#define BF16 0
+#endif
+#ifndef PARTS
+#define PARTS 0
+#endif
+#if BF16
+using Element = bf16;
+#else
+using Element = float;
+#endif
+#if BF16 && !PARTS
+using Result = bf16;
+#else
+using Result = float;
+#endif
+// Numbers that lie side by side and start on as many: in a and in b 16 bytes, or 1; in out 2 of
+// fp32 or 4 of bf16, or 1.
 #ifndef VECTOR_A
-#define VECTOR_A 4
+#define VECTOR_A (BF16 ? 8 : 4)
 #endif
 #ifndef VECTOR_B
-#define VECTOR_B 4
+#define VECTOR_B (BF16 ? 8 : 4)
 #endif
 #ifndef VECTOR_OUT
-#define VECTOR_OUT 2
+#define VECTOR_OUT (BF16 && !PARTS ? 4 : 2)
 #endif
 
 constexpr int TILE_M = WARPS_M * WARP_M;
 constexpr int TILE_N = WARPS_N * WARP_N;
-constexpr int TILE_D = 32;
+constexpr int TILE_D = 128 / sizeof(Element);
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 
-extern __shared__ __align__(16) float room[];
+extern __shared__ __align__(16) Element room[];
 
-// Copies some words, or zeros where `inside` is false.
-template <int WORDS>
-__device__ __forceinline__ void copy_words(float* to, const float* from, bool inside)
+// Copies COUNT numbers that lie side by side, or zeros where `inside` is false.
+template <int COUNT>
+__device__ __forceinline__ void copy_numbers(Element* to, const Element* from, bool inside)
 {
 #ifdef COPY_THROUGH_REGISTERS
-    if constexpr (WORDS == 4)
+    if constexpr (COUNT == 4)
         *(float4*)to = inside ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     else
         *to = inside ? *from : 0.0f;
 #else
-    cp_async<4 * WORDS>(to, from, inside);
+    if constexpr (COUNT * sizeof(Element) >= 4)
+        cp_async<COUNT * sizeof(Element)>(to, from, inside);
+    else  // a single bf16 is less than cp.async can copy
+        *to = inside ? *from : Element{};
 #endif
 }
 
-// A tile of an operand in shared memory: LINES lines of LENGTH floats. The padding lets the 32
-// words of a fragment fall into 32 banks: lanes differ in 8 lines and 4 places of a line where
-// depth runs along the line (4 words more), in 4 lines and 8 places where it runs across (8 more).
+// A tile of an operand in shared memory: LINES lines of LENGTH numbers. The padding lets what a
+// warp reads at once fall into 32 banks: eight lines at four words each by ldmatrix (4 words
+// more), or, fp32 with depth across the lines, four lines at eight words each (8 words more).
 template <int LINES, int LENGTH, bool DEPTH_ALONG, int VECTOR>
 struct Tile {
-    static constexpr int PITCH = LENGTH + (DEPTH_ALONG ? 4 : 8);
-    static constexpr int WORDS = LINES * PITCH;
+    static constexpr bool ALONG = DEPTH_ALONG;
+    static constexpr int PITCH = LENGTH + (DEPTH_ALONG ? 16 / sizeof(Element) : 8);
+    static constexpr int SIZE = LINES * PITCH;
+    static constexpr int WORDS = SIZE * sizeof(Element) / 4;
     // Thread t copies vectors at one place of lines FIRST, FIRST + STEP, ...
     static constexpr int VECTORS = LENGTH / VECTOR;
     static constexpr int STEP = THREADS / VECTORS;
     static constexpr int EACH = (LINES + STEP - 1) / STEP;
     static_assert(THREADS % VECTORS == 0, "a line is no whole number of threads");
+    // What counts its lines on needs no more: the next tile begins where this one ends.
+    static_assert(DEPTH_ALONG || LINES % STEP == 0, "lines are no whole number of steps");
 
     static __device__ __forceinline__ int line(int i) { return threadIdx.x / VECTORS + i * STEP; }
     static __device__ __forceinline__ int place() { return threadIdx.x % VECTORS * VECTOR; }
-    static __device__ __forceinline__ void copy(float* tile, int i, const float* from, bool inside)
+    static __device__ __forceinline__ void copy(Element* tile, int i, const Element* from,
+                                                bool inside)
     {
         if (LINES % STEP == 0 || line(i) < LINES)
-            copy_words<VECTOR>(tile + line(i) * PITCH + place(), from, inside);
-    }
-    // Element `across` (a row of a, a column of b) at `depth`.
-    static __device__ __forceinline__ float at(const float* tile, int across, int depth)
-    {
-        return DEPTH_ALONG ? tile[across * PITCH + depth] : tile[depth * PITCH + across];
+            copy_numbers<VECTOR>(tile + line(i) * PITCH + place(), from, inside);
     }
 };
 
@@ -101,6 +123,29 @@ struct Taps {
     {
         for (channel += TILE_D; channel >= channels; channel -= channels)
             if (++s == S) s = 0, ++r;
+    }
+};
+
+// Where a number stands that is counted in steps of STEP, without dividing: the digits of mixed
+// base that it has, the first below `base`, the second below `bases`, the third what is left.
+template <int STEP>
+struct Count {
+    int first, second, third, base, bases;
+    int step_first, step_second, step_third;
+
+    __device__ __forceinline__ Count(long long start, int base, int bases)
+        : first(start % base), second(start / base % bases), third(start / base / bases),
+          base(base), bases(bases), step_first(STEP % base), step_second(STEP / base % bases),
+          step_third(STEP / base / bases)
+    {
+    }
+    __device__ __forceinline__ void next()
+    {
+        first += step_first;
+        second += step_second;
+        third += step_third;
+        if (first >= base) first -= base, ++second;
+        if (second >= bases) second -= bases, ++third;
     }
 };
 
@@ -125,7 +170,7 @@ struct Part {
 // The operand a whose rows are pixels, and whose depth is what lies around each, tap by tap.
 // `Around` says where a row lies, and which pixel of its image a tap finds there, if any.
 struct Row {
-    const float* image;
+    const Element* image;
     int h, w;
 };
 template <class Around>
@@ -146,7 +191,7 @@ struct Neighbours : Around {
             for (int i = 0; i < Tile::EACH; ++i)
                 rows[i * KEPT] = this->locate(first + Tile::line(i));
     }
-    __device__ __forceinline__ void fetch(float* tile)
+    __device__ __forceinline__ void fetch(Element* tile)
     {
 #pragma unroll(KEPT ? Tile::EACH : 1)
         for (int i = 0; i < Tile::EACH; ++i) {
@@ -161,17 +206,17 @@ struct Neighbours : Around {
 
 // Fetches the next tile of each operand into a stage.
 template <class A, class B>
-__device__ __forceinline__ void fetch(A& a, B& b, float* stage)
+__device__ __forceinline__ void fetch(A& a, B& b, Element* stage)
 {
     a.fetch(stage);
-    b.fetch(stage + A::Tile::WORDS);
+    b.fetch(stage + A::Tile::SIZE);
 }
 
 // Calls add(tile of a, tile of b) for so many tiles in order, while later ones are under way.
 template <class A, class B, class Add>
 __device__ __forceinline__ void for_each_tile(A& a, B& b, int tiles, Add&& add)
 {
-    constexpr int STAGE = A::Tile::WORDS + B::Tile::WORDS;
+    constexpr int STAGE = A::Tile::SIZE + B::Tile::SIZE;
     for (int i = 0; i < STAGES - 1; ++i) {
         if (i < tiles) fetch(a, b, room + i * STAGE);
         cp_async_commit();
@@ -182,7 +227,7 @@ __device__ __forceinline__ void for_each_tile(A& a, B& b, int tiles, Add&& add)
                           // whose place the next is fetched
         if (tile + STAGES - 1 < tiles) fetch(a, b, room + (tile + STAGES - 1) % STAGES * STAGE);
         cp_async_commit();
-        const float* stage = room + tile % STAGES * STAGE;
-        add(stage, stage + A::Tile::WORDS);
+        const Element* stage = room + tile % STAGES * STAGE;
+        add(stage, stage + A::Tile::SIZE);
     }
 }

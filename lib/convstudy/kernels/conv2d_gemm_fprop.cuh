@@ -4,7 +4,7 @@
 
 // a: row (n, p, q), depth (r, s, c).
 struct AroundOutput {
-    const float* x;
+    const Element* x;
     int N, C, H, W, P, Q, pad_h, pad_w;
 
     __device__ __forceinline__ Row locate(long long row) const
@@ -26,14 +26,14 @@ using Pixels = Neighbours<AroundOutput>;
 // b: depth (r, s, c), column k. A filter lies as its column runs.
 struct Filters {
     using Tile = ::Tile<TILE_N, TILE_D, true, VECTOR_B>;
-    const float* w;
+    const Element* w;
     int k0, K, depth, length;
 
-    __device__ __forceinline__ Filters(const float* w, const Part& part, int C, int K)
+    __device__ __forceinline__ Filters(const Element* w, const Part& part, int C, int K)
         : w(w), k0(part.column), K(K), depth(part.first * TILE_D + Tile::place()), length(R * S * C)
     {
     }
-    __device__ __forceinline__ void fetch(float* tile)
+    __device__ __forceinline__ void fetch(Element* tile)
     {
 #pragma unroll
         for (int i = 0; i < Tile::EACH; ++i) {

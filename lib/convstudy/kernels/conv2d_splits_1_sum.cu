@@ -2,10 +2,21 @@
 // Adds up the parts of a convolution whose sums were split over several blocks.
 //
 // Idea      Part after part, in order: the result is the same on every run, which sums by atomics
-//           would not be. The bias comes last, as everywhere.
+//           would not be. The bias comes last, as everywhere, and then the rounding, if it is to
+//           be bf16.
 // Threads   Thread t computes EACH outputs, THREADS apart.
 // Shared    None.
 // Source    Split-K, as in NVIDIA CUTLASS, "Efficient GEMM in CUDA".
+#include "ptx.cuh"
+
+#ifndef BF16
+#define BF16 0
+#endif
+#if BF16
+using Result = bf16;
+#else
+using Result = float;
+#endif
 #ifndef THREADS
 #define THREADS 256
 #endif
@@ -15,7 +26,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ bias,
-                    float* __restrict__ y, long long size, int splits, int K)
+                    Result* __restrict__ y, long long size, int splits, int K)
 {
     const long long first = (long long)blockIdx.x * THREADS * EACH + threadIdx.x;
 #pragma unroll

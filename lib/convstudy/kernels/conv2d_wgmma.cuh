@@ -27,13 +27,13 @@
 #ifndef BLOCKS_PER_SM
 #define BLOCKS_PER_SM 1
 #endif
-// Bytes of an element: 4 for fp32, 2 for bf16.
-#ifndef ELEMENT
-#define ELEMENT 4
+// Whether arrays are bf16, and not fp32.
+#ifndef BF16
+#define BF16 0
 #endif
 // 3: fp32 from three TF32 products (conv2d_mma.cuh says how); 1: operands as they are.
 #ifndef TERMS
-#define TERMS 1
+#define TERMS (BF16 ? 1 : 3)
 #endif
 // Whether out holds parts of sums, which are always fp32.
 #ifndef PARTS
@@ -41,7 +41,7 @@
 #endif
 
 constexpr int TILE_M = CONSUMERS * ROWS_64 * 64;
-constexpr int TILE_D = 128 / ELEMENT;
+constexpr int TILE_D = BF16 ? 64 : 32;
 constexpr int THREADS = CONSUMERS * 128 + 128;
 // A block starts with as many registers for each of its threads, dealt out by eights. What the
 // producer gives back is all that there is for the consumers to take: they would wait for more.
@@ -166,7 +166,7 @@ struct FromShared {
             const uint64 a = describe(rows + m * 64 * 128, 1024, BLOCK);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-#if ELEMENT == 2
+#if BF16
                 // 16 places of DEPTH: 32 bytes of a line along it, 16 lines across it.
                 wgmma_bf16<ACROSS_A, ACROSS_B>(sums.d[m], move(a, k * (ACROSS_A ? 2048 : 32)),
                                                move(b, k * (ACROSS_B ? 2048 : 32)), 1);
@@ -289,12 +289,12 @@ struct ThroughRegisters {
     }
 };
 
-#if ELEMENT == 2 && !PARTS
-using Out = unsigned short;
+#if BF16 && !PARTS
+using Out = bf16;
 
 __device__ __forceinline__ void put(Out* out, float left, float right)
 {
-    *(unsigned*)out = pack_bf16(left, right);
+    *(unsigned*)out = to_bf16x2(left, right);
 }
 #else
 using Out = float;

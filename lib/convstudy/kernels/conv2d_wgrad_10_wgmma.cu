@@ -26,7 +26,7 @@ conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
         const int tap = of / C;
         load_im2col(to, x, barrier, of % C, q - pad_w, p - pad_h, n, tap % S, tap / S);
     };
-#if ELEMENT == 2
+#if BF16
     const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
                           int tile) {
         for (int i = 0; i < TILE_M; i += 64)

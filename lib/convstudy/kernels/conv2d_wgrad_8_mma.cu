@@ -15,16 +15,17 @@
 // a: row k, depth (n, p, q). All filters of one pixel lie side by side.
 struct Gradients {
     using Tile = ::Tile<TILE_D, TILE_M, false, VECTOR_A>;
-    const float* dy;
+    const Element* dy;
     int k, K;
     long long pixel, pixels;
 
-    __device__ __forceinline__ Gradients(const float* dy, const Part& part, int K, long long pixels)
+    __device__ __forceinline__ Gradients(const Element* dy, const Part& part, int K,
+                                         long long pixels)
         : dy(dy), k(part.row + Tile::place()), K(K), pixel((long long)part.first * TILE_D),
           pixels(pixels)
     {
     }
-    __device__ __forceinline__ void fetch(float* tile)
+    __device__ __forceinline__ void fetch(Element* tile)
     {
 #pragma unroll
         for (int i = 0; i < Tile::EACH; ++i) {
@@ -38,13 +39,14 @@ struct Gradients {
 // b: depth (n, p, q), column (r, s, c).
 struct Pixels {
     using Tile = ::Tile<TILE_D, TILE_N, false, VECTOR_B>;
-    const float* x;
-    int h0, w0, c, N, C, H, W, P, Q;
+    const Element* x;
+    int h0, w0, c, N, C, H, W;
     bool is_tap;
-    long long pixel;
+    Count<Tile::STEP> pixel;  // q, p, n
 
-    __device__ __forceinline__ Pixels(const float* x, const Part& part, CONV2D_SIZES)
-        : x(x), N(N), C(C), H(H), W(W), P(P), Q(Q), pixel((long long)part.first * TILE_D)
+    __device__ __forceinline__ Pixels(const Element* x, const Part& part, CONV2D_SIZES)
+        : x(x), N(N), C(C), H(H), W(W),
+          pixel((long long)part.first * TILE_D + Tile::line(0), Q, P)
     {
         const int column = part.column + Tile::place(), tap = column / C;
         c = column % C;
@@ -52,23 +54,21 @@ struct Pixels {
         w0 = tap % S - pad_w;
         is_tap = tap < R * S;
     }
-    __device__ __forceinline__ void fetch(float* tile)
+    __device__ __forceinline__ void fetch(Element* tile)
     {
 #pragma unroll
-        for (int i = 0; i < Tile::EACH; ++i) {
-            const long long at = pixel + Tile::line(i);
-            const int q = at % Q, p = at / Q % P, n = at / Q / P;
-            const int h = p * STRIDE_H + h0, v = q * STRIDE_W + w0;
+        for (int i = 0; i < Tile::EACH; ++i, pixel.next()) {
+            const int n = pixel.third;
+            const int h = pixel.second * STRIDE_H + h0, v = pixel.first * STRIDE_W + w0;
             const bool inside = is_tap && n < N && h >= 0 && h < H && v >= 0 && v < W;
             Tile::copy(tile, i, x + (((size_t)n * H + h) * W + v) * C + c, inside);
         }
-        pixel += TILE_D;
     }
 };
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
-conv2d_wgrad_8_mma(const float* __restrict__ x, const float* __restrict__ dy,
-                   float* __restrict__ dw, CONV2D_SIZES, int splits)
+conv2d_wgrad_8_mma(const Element* __restrict__ x, const Element* __restrict__ dy,
+                   Result* __restrict__ dw, CONV2D_SIZES, int splits)
 {
     const long long pixels = (long long)N * P * Q;
     const Part part(K, R * S * C, pixels, splits);

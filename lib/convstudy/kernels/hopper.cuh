@@ -28,14 +28,6 @@ __device__ __forceinline__ void take_registers()
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// Two numbers rounded to bf16, the first in the lower half.
-__device__ __forceinline__ unsigned pack_bf16(float low, float high)
-{
-    unsigned packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-}
-
 // ---- barriers: a phase ends once so many threads have arrived, and all bytes asked for are there
 __device__ __forceinline__ void barrier_init(uint64* barrier, int arrivals)
 {

@@ -46,5 +46,51 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4],
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// The same with 16 products each, of pairs of bf16 where mma_tf32 has one number.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4],
+                                         const unsigned (&b)[2])
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Reads four matrices of 8 rows of 16 bytes, from anywhere in shared memory: lane l says where row
+// l % 8 of matrix l / 8 lies. It gets, in word i, word l % 4 of row l / 4 of matrix i: what the
+// products above want of an operand whose rows or columns lie along depth. TRANSPOSED, of 16-bit
+// numbers: of column l / 4 the numbers 2 (l % 4) and the next, for operands that lie across.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void ldmatrix(unsigned (&words)[4], const void* row)
+{
+    const unsigned from = (unsigned)__cvta_generic_to_shared(row);
+    if constexpr (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(from) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(from) : "memory");
+}
+
+// Two numbers rounded to bf16, to nearest and ties to even; the first in the lower half.
+__device__ __forceinline__ unsigned to_bf16x2(float first, float second)
+{
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
 
 #endif
+
+// fp32 without the lower half of its bits. No constructor: arrays of it may be shared memory.
+struct bf16 {
+    unsigned short bits;
+
+    __device__ __forceinline__ bf16& operator=(float x)
+    {
+        bits = (unsigned short)to_bf16x2(x, 0.0f);
+        return *this;
+    }
+};

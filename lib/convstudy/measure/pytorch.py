@@ -5,6 +5,8 @@ import importlib.util
 
 import numpy as np
 
+from convstudy.problem import BFLOAT16
+
 
 def why_not():
     """Return why PyTorch cannot be measured here, or None."""
@@ -103,7 +105,7 @@ def convolution(which, problem, arrays, channels_last):
     ----------
     which : {"fprop", "dgrad", "wgrad"}
     problem : ConvProblem
-        With its precision: strict fp32, or TF32.
+        With its precision: strict fp32, TF32, or bf16.
     arrays : object
         With x, w and dy, NHWC CuPy arrays; PyTorch works on the same memory.
     channels_last : bool
@@ -113,15 +115,12 @@ def convolution(which, problem, arrays, channels_last):
     -------
     (callable, callable)
         ``run()``, which does not wait, on PyTorch's current stream; and ``fetch()``, the last
-        result as an NHWC NumPy array.
+        result as an NHWC NumPy array, of float32 for bf16 too.
     """
     import torch
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, w, dy = (
-        torch.from_dlpack(array).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        for array in (arrays.x, arrays.w, arrays.dy)
-    )
+    x, w, dy = (_channels_first(each).contiguous(memory_format=layout) for each in _three(arrays))
     outputs = [None]
 
     def run():
@@ -130,20 +129,30 @@ def convolution(which, problem, arrays, channels_last):
         outputs[0] = _pass(which, problem, x, w, dy)
 
     def fetch():
-        return np.ascontiguousarray(outputs[0].permute(0, 2, 3, 1).cpu().numpy())
+        return np.ascontiguousarray(outputs[0].permute(0, 2, 3, 1).float().cpu().numpy())
 
     return run, fetch
 
 
 def truth(which, problem, arrays):
     """Return the float64 result of a pass, an NHWC NumPy array; arguments as in `convolution`."""
+    x, w, dy = (_channels_first(each).double() for each in _three(arrays))
+    return _pass(which, problem, x, w, dy).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _three(arrays):
+    return arrays.x, arrays.w, arrays.dy
+
+
+def _channels_first(array):
+    """Return an NHWC array as a tensor of the same memory, its dimensions in the order NCHW."""
     import torch
 
-    x, w, dy = (
-        torch.from_dlpack(array).permute(0, 3, 1, 2).double()
-        for array in (arrays.x, arrays.w, arrays.dy)
-    )
-    return _pass(which, problem, x, w, dy).permute(0, 2, 3, 1).cpu().numpy()
+    if array.dtype == BFLOAT16:  # NumPy's DLPack does not know it
+        tensor = torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_dlpack(array)
+    return tensor.permute(0, 3, 1, 2)
 
 
 def _pass(which, problem, x, w, dy):

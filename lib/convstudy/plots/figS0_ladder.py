@@ -15,6 +15,7 @@ from convstudy.records import statistics
 
 NAME = "figS0_ladder"
 ALL = "all 18"
+_PEAKS = ["peak_flops", "peak_tf32_flops", "peak_bf16_flops"]
 COLUMNS = (
     *("machine", "n", "algorithm", "layer", "median_s", "p20_s", "p80_s", "flops", "tflops"),
     *("peak_share", "stale"),
@@ -33,10 +34,11 @@ def read(machines, suite="ladder"):
     -------
     pandas.DataFrame
         As `records.table` returns it, and columns flops (NaN where a case was not measured),
-        peak_flops and peak_tf32_flops (of the machine's first GPU; NaN for what ran on the CPU).
+        peak_flops, peak_tf32_flops and peak_bf16_flops (of the machine's first GPU; NaN for what
+        ran on the CPU).
     """
     table = records.table(suite, machines, source_sha256)
-    table["flops"] = table["peak_flops"] = table["peak_tf32_flops"] = float("nan")
+    table[["flops", *_PEAKS]] = float("nan")
     for machine in table["machine"].drop_duplicates():
         record = records.newest(machine, suite)
         flops = {
@@ -47,7 +49,7 @@ def read(machines, suite="ladder"):
         here = table["machine"] == machine
         table.loc[here, "flops"] = table.loc[here, "case"].map(flops)
         on_gpu = here & ~table["algorithm"].astype(str).str.startswith("cpu")
-        table.loc[on_gpu, ["peak_flops", "peak_tf32_flops"]] = _peaks(record["machine"]["gpus"])
+        table.loc[on_gpu, _PEAKS] = _peaks(record["machine"]["gpus"])
     return table
 
 
@@ -56,14 +58,15 @@ def _tuples(problem):
 
 
 def _peaks(gpus):
-    """Return the chip's peaks as recorded: fp32 and TF32 FLOP/s at its highest clock."""
+    """Return the chip's `_PEAKS` as recorded: FLOP/s at its highest clock."""
     if not gpus or not gpus[0]["clocks_mhz"]["sm_max"]:
-        return float("nan"), float("nan")
+        return (float("nan"),) * len(_PEAKS)
     gpu = gpus[0]
     capability = tuple(map(int, gpu["compute_capability"].split(".")))
     clock_hz = gpu["clocks_mhz"]["sm_max"] * 1e6
     chip = Device("gpu", gpu["name"], 0, capability, gpu["sm_count"], clock_hz=clock_hz)
-    return chip.peak_fp32_flops, chip.peak_tf32_flops or float("nan")
+    tensor_cores = chip.peak_tf32_flops or float("nan"), chip.peak_bf16_flops or float("nan")
+    return chip.peak_fp32_flops, *tensor_cores
 
 
 def rungs(table):

@@ -17,6 +17,7 @@ COLUMNS = (
     *("tflops", "peak_share", "max_rel_error", "cudnn_max_rel_error", "stale"),
 )
 _KEYS = ["machine", "pass", "precision", "n"]
+_PEAKS = {"fp32": "peak_flops", "tf32": "peak_tf32_flops", "bf16": "peak_bf16_flops"}
 _LINES = ((ORANGE, "o"), (BLUE, "s"), (GREEN, "^"))
 
 
@@ -39,7 +40,7 @@ def compare(table):
         Columns `COLUMNS`. The layer `ALL` sums a kernel that has all layers; its algorithm `BEST`
         sums the fastest kernel of each. An error of a sum is the largest of its layers.
         `peak_share` is of the fp32 units' peak for fp32, which tensor cores can exceed, and of the
-        tensor cores' for TF32.
+        tensor cores' for TF32 and for bf16.
     """
     done = labels.finished(table)
     if done.empty:
@@ -66,7 +67,6 @@ def _fastest(group):
 def _row(key, layer, algorithm, ours, vendor):
     seconds, flops = ours["median_s"].sum(), ours["flops"].sum()
     same = dict(zip(_KEYS, key, strict=True))
-    peak = "peak_tf32_flops" if same["precision"] == "tf32" else "peak_flops"
     return same | {
         "layer": layer,
         "algorithm": algorithm,
@@ -74,7 +74,9 @@ def _row(key, layer, algorithm, ours, vendor):
         "cudnn_ms": 1e3 * vendor["median_s"].sum(),
         "ratio": statistics.speedup(seconds, vendor["median_s"].sum()),
         "tflops": statistics.tflops(flops, seconds),
-        "peak_share": statistics.share_of_peak(flops, seconds, ours[peak].iloc[0]),
+        "peak_share": statistics.share_of_peak(
+            flops, seconds, ours[_PEAKS[same["precision"]]].iloc[0]
+        ),
         "max_rel_error": ours["error"].max(),
         "cudnn_max_rel_error": vendor["error"].max(),
         "stale": bool(ours["stale"].any()),

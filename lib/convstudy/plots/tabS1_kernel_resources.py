@@ -8,10 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 import pandas as pd
 
 from convstudy import compile
+from convstudy.conv.algorithm import ALGORITHMS
 from convstudy.plots.save import Drawn
 
 NAME = "tabS1_kernel_resources"
 ARCHITECTURES = ("sm_80", "sm_90")
+# With the defines that choose each.
+_DTYPES = {"float32": (), "bfloat16": (("BF16", 1),)}
 _TOGETHER = 2
 
 
@@ -21,11 +24,22 @@ def draw():
     Returns
     -------
     Drawn
-        Columns kernel, arch, registers (of a thread), static_shared_bytes (of a block; what a
-        launch asks for besides is in the kernel's header), spill_bytes.
+        Columns kernel, dtype (of the arrays: float32, and bfloat16 where it takes them), arch,
+        registers (of a thread), static_shared_bytes (of a block; what a launch asks for besides
+        is in the kernel's header), spill_bytes.
     """
     kernels = [kernel for kernel in compile.kernels() if kernel.startswith("conv2d_")]
-    return Drawn(NAME, pd.DataFrame(_compiled(list(itertools.product(kernels, ARCHITECTURES)))))
+    cases = [
+        (kernel, dtype, arch)
+        for kernel, dtype, arch in itertools.product(kernels, _DTYPES, ARCHITECTURES)
+        if dtype == "float32" or _takes_bf16(kernel)
+    ]
+    return Drawn(NAME, pd.DataFrame(_compiled(cases)))
+
+
+def _takes_bf16(kernel):
+    row = ALGORITHMS.get(kernel)
+    return "bf16" in row.precisions if row else kernel == "conv2d_splits_1_sum"
 
 
 def _compiled(cases):
@@ -37,10 +51,12 @@ def _compiled(cases):
 
 
 def _row(case):
-    cubin = compile.cubin(*case)
+    kernel, dtype, arch = case
+    cubin = compile.cubin(kernel, arch, _DTYPES[dtype])
     return {
-        "kernel": case[0],
-        "arch": case[1],
+        "kernel": kernel,
+        "dtype": dtype,
+        "arch": arch,
         "registers": cubin.registers,
         "static_shared_bytes": cubin.shared_bytes,
         "spill_bytes": cubin.spill_bytes,
@@ -48,8 +64,9 @@ def _row(case):
 
 
 def display(table):
-    """Return one line a kernel."""
-    wide = table.pivot(index="kernel", columns="arch", values="registers")
+    """Return one line a kernel and dtype."""
+    keys = ["kernel", "dtype"]
+    wide = table.pivot(index=keys, columns="arch", values="registers")
     wide.columns = [f"registers, {arch}" for arch in wide.columns]
-    first = table.drop_duplicates("kernel").set_index("kernel")
+    first = table.drop_duplicates(keys).set_index(keys)
     return wide.join(first[["static_shared_bytes", "spill_bytes"]])

@@ -20,6 +20,7 @@ WAYS = (
     ("conv2d_fprop_4_register_blocked", "NCHW", "fp32"),
     ("conv2d_fprop_8_mma", "NHWC", "fp32"),
     ("conv2d_fprop_8_mma", "NHWC", "tf32"),
+    ("conv2d_fprop_8_mma", "NHWC", "bf16"),
 )
 
 
@@ -39,24 +40,26 @@ def draw(problem=PROBLEM):
     Returns
     -------
     Drawn
-        Columns algorithm, precision, input, error.
+        Columns algorithm, precision, input, error. bf16 is given the inputs rounded to it, and
+        so is its reference: its error is that of the sums and of the result's rounding.
     """
     rows = []
     for name, x, w in inputs(problem):
-        truth = reference.conv2d(x.astype(float), w.astype(float), None, padding=problem.padding)
         for algorithm, layout, precision in WAYS:
-            y = _run(
-                algorithm, dataclasses.replace(problem, layout=layout, precision=precision), x, w
-            )
+            dtype = "bfloat16" if precision == "bf16" else "float32"
+            way = dataclasses.replace(problem, layout=layout, dtype=dtype, precision=precision)
+            given = x.astype(dtype), w.astype(dtype)
+            exact = (a.astype(float) for a in given)
+            truth = reference.conv2d(*exact, None, padding=problem.padding)
             row = {"algorithm": algorithm, "precision": precision, "input": name}
-            rows.append(row | {"error": relative_error(y, truth)})
+            rows.append(row | {"error": relative_error(_run(algorithm, way, *given), truth)})
     return Drawn(NAME, pd.DataFrame(rows))
 
 
 def _run(algorithm, problem, x, w):
     if problem.layout == "NHWC":
         x, w = (np.ascontiguousarray(np.moveaxis(a, 1, 3)) for a in (x, w))
-    y = np.full(problem.y_shape, np.nan, np.float32)
+    y = np.full(problem.y_shape, np.nan, x.dtype)
     plan(algorithm, problem, EMULATOR).run(EMULATOR, (x, w, None, y), checked=False)
     return np.moveaxis(y, 3, 1) if problem.layout == "NHWC" else y
 

@@ -142,7 +142,12 @@ def good():
 
 X, W = good()
 BAD_CALLS = {
-    "wrong dtype": ((X.astype(float), W), {}, TypeError, "x must be float32, got float64"),
+    "wrong dtype": (
+        (X.astype(float), W),
+        {},
+        TypeError,
+        "x must be float32 or bfloat16, got float64",
+    ),
     "half-precision weights": ((X, W.astype(np.float16)), {}, TypeError, "w must be float32"),
     "rank of x": ((X[0], W), {}, ValueError, r"x must be an array of rank 4 \(N, C, H, W\)"),
     "rank of w": ((X, W[0]), {}, ValueError, r"w must be an array of rank 4 \(K, C, R, S\)"),

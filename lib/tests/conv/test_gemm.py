@@ -12,23 +12,34 @@ from convstudy import compile, device, tolerance
 from convstudy.conv import algorithm, gemm, reference
 from convstudy.conv.api import conv2d, conv2d_dgrad, conv2d_wgrad, run
 from convstudy.device import CPU, EMULATOR
-from convstudy.problem import ConvProblem
+from convstudy.problem import BFLOAT16, ConvProblem
 
 PASSES = ("fprop", "dgrad", "wgrad")
 KERNELS = [row.id for row in algorithm.ALGORITHMS.values() if row.plan and "NHWC" in row.layouts]
 MMA = [kernel for kernel in KERNELS if kernel.endswith("_mma")]
 # Where TF32 is asked for, those that compute fp32 do what they always do.
-CASES = [*((kernel, "fp32") for kernel in KERNELS), *((kernel, "tf32") for kernel in MMA)]
-# Vectors of four channels, of one, of four on one side alone; sums that are split.
+CASES = [
+    *((kernel, "fp32") for kernel in KERNELS),
+    *((kernel, precision) for kernel in MMA for precision in ("tf32", "bf16")),
+]
+DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}
+# Vectors of four channels or of eight, of one, of more on one side alone; sums that are split.
 CHANNELS = {
     "whole vectors": ConvProblem(2, 4, 9, 7, 8, 3, 3, padding=(1, 1)),
+    "whole vectors of bf16": ConvProblem(2, 16, 9, 7, 24, 3, 3, padding=(1, 1)),
     "vectors of x alone": ConvProblem(1, 8, 6, 5, 7, 3, 3, padding=(1, 1)),
     "vectors of y alone, stride 2": ConvProblem(1, 5, 9, 11, 12, 3, 3, (2, 2), (1, 1)),
     "several tiles": ConvProblem(1, 36, 13, 12, 72, 3, 3, padding=(1, 1)),
     "few outputs, long sums": ConvProblem(1, 160, 4, 5, 32, 3, 3, padding=(1, 1)),
+    "few gradients, long sums": ConvProblem(1, 32, 4, 5, 160, 3, 3, padding=(1, 1)),
     "many pixels": ConvProblem(2, 4, 30, 31, 4, 3, 3, padding=(1, 1)),
 }
 ALL = {**PROBLEMS, **CHANNELS}
+
+
+def of(problem, precision):
+    """Return a problem as NHWC, in the dtype of a precision."""
+    return dataclasses.replace(problem, layout="NHWC", dtype=DTYPES[precision], precision=precision)
 
 
 def gradient(problem, rng):
@@ -44,6 +55,10 @@ def truth(which, problem, x, w, bias, dy):
     if which == "dgrad":
         return reference.conv2d_dgrad(dy, w, (problem.h, problem.w), *steps)
     return reference.conv2d_wgrad(x, dy, (problem.r, problem.s), *steps)
+
+
+def in_dtype(dtype, x, w, bias, dy):
+    return x.astype(dtype), w.astype(dtype), bias, dy.astype(dtype)
 
 
 def terms(which, problem):
@@ -68,24 +83,26 @@ def which(kernel):
 def run_kernel(kernel, problem, arrays, where):
     """Run into a poisoned array, so that an output nobody wrote is NaN; return it as NCHW."""
     xp = device.array_module(where)
-    problem = dataclasses.replace(problem, layout="NHWC")
+    problem = of(problem, problem.precision)
     shapes = {"fprop": problem.y_shape, "dgrad": problem.x_shape, "wgrad": problem.w_shape}
-    result = xp.full(shapes[which(kernel)], np.nan, np.float32)
+    result = xp.full(shapes[which(kernel)], np.nan, np.float32).astype(problem.dtype)
     inputs = [xp.asarray(a) for a in operands(which(kernel), *arrays)]
     run(which(kernel), problem, (*inputs, result), kernel, where)
     return np.moveaxis(result if xp is np else result.get(), 3, 1)
 
 
 def check(kernel, problem, precision, where, rng):
-    arrays = *random_arrays(problem, rng), gradient(problem, rng)
-    problem = dataclasses.replace(problem, precision=precision)
-    actual = run_kernel(kernel, problem, arrays, where)
+    arrays = in_dtype(DTYPES[precision], *random_arrays(problem, rng), gradient(problem, rng))
+    actual = run_kernel(kernel, of(problem, precision), arrays, where)
     expected = truth(which(kernel), problem, *arrays)
     products = terms(which(kernel), problem)
-    tolerance.assert_close(actual, expected, products, precision=precision)
+    tolerance.assert_close(actual, expected, products, dtype=np.float32, precision=precision)
+    error = tolerance.relative_error(actual, expected)
     if precision == "tf32" and products > 30:
-        error = tolerance.relative_error(actual, expected)
         assert error > tolerance.tolerance(np.float32, products), "it was not TF32"
+    if precision == "bf16":
+        rounded = tolerance.relative_error(expected.astype(actual.dtype), expected)
+        assert error <= rounded + tolerance.tolerance(np.float32, products), "rounded before"
 
 
 @pytest.mark.parametrize(("kernel", "precision"), CASES)
@@ -101,37 +118,39 @@ def test_kernels_on_the_gpu_agree_with_float64(title, kernel, precision, rng):
     check(kernel, {**ALL, **UNET_PROBLEMS}[title], precision, device.get_device(), rng)
 
 
+@pytest.mark.parametrize(("precision", "vector"), [("fp32", 4), ("bf16", 8)])
 @pytest.mark.parametrize("kernel", MMA)
-def test_split_sums_and_single_words_are_among_those_tested(kernel):
-    problems = [dataclasses.replace(p, layout="NHWC") for p in ALL.values()]
-    launches = [algorithm.plan(kernel, p, EMULATOR) for p in problems]
+def test_split_sums_and_single_numbers_are_among_those_tested(kernel, precision, vector):
+    launches = [algorithm.plan(kernel, of(p, precision), EMULATOR) for p in ALL.values()]
     assert {isinstance(launch, compile.Sequence) for launch in launches} == {True, False}
     vectors = [[dict(launch.defines)[f"VECTOR_{v}"] for v in "AB"] for launch in launches]
-    assert [4, 4] in vectors
+    assert [vector, vector] in vectors
     assert [1, 1] in vectors
 
 
 TILED = [
-    (kernel, tile, splits)
-    for kernel in KERNELS
-    for tile in gemm._family(kernel).tiles
+    (kernel, precision, tile, splits)
+    for kernel, precision in CASES
+    if precision != "tf32"
+    for tile in gemm._family(kernel, DTYPES[precision]).tiles
     for splits in ((1, 3, 4) if kernel in MMA else (1,))
 ]
 
 
-@pytest.mark.parametrize(("kernel", "tile", "splits"), TILED)
-def test_the_result_is_right_with_any_tile_and_any_split(kernel, tile, splits, rng, monkeypatch):
+@pytest.mark.parametrize(("kernel", "precision", "tile", "splits"), TILED)
+def test_the_result_is_right_with_any_tile_and_any_split(
+    kernel, precision, tile, splits, rng, monkeypatch
+):
     monkeypatch.setattr(gemm, "best", lambda *_: (tile, splits))
-    sizes = {"fprop": (16, 8), "dgrad": (8, 16), "wgrad": (8, 8)}[which(kernel)]
-    problem = ConvProblem(1, sizes[0], 12, 13, sizes[1], 3, 3, padding=(1, 1))
-    arrays = *random_arrays(problem, rng), gradient(problem, rng)
-    algorithm.plan.cache_clear()
-    actual = run_kernel(kernel, problem, arrays, EMULATOR)
-    algorithm.plan.cache_clear()
+    wide = 2 if precision == "bf16" else 1
+    sizes = {"fprop": (16 * wide, 8), "dgrad": (8, 16 * wide), "wgrad": (8, 8)}[which(kernel)]
+    images = wide if which(kernel) == "wgrad" else 1
+    problem = ConvProblem(images, sizes[0], 12, 13, sizes[1], 3, 3, padding=(1, 1))
     # Three blocks share five steps of DEPTH: the last has one, and of four one has none.
-    assert -(-gemm.product(which(kernel), problem).depth // 32) == 5
-    expected = truth(which(kernel), problem, *arrays)
-    tolerance.assert_close(actual, expected, terms(which(kernel), problem))
+    assert gemm.product(which(kernel), of(problem, precision)).steps == 5
+    algorithm.plan.cache_clear()
+    check(kernel, problem, precision, EMULATOR, rng)
+    algorithm.plan.cache_clear()
 
 
 def test_fp32_out_of_tensor_cores_errs_no_more_than_fused_multiply_adds(rng):
@@ -168,9 +187,10 @@ def test_gradients_are_the_adjoints_of_the_convolution(title, rng):
     [("NCHW", CPU), ("NHWC", CPU), ("NHWC", EMULATOR)],
     ids=["NCHW", "NHWC", "NHWC, kernels"],
 )
-def test_the_calls_agree_with_float64_in_either_layout(layout, where, rng):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_calls_agree_with_float64_in_either_layout(layout, where, dtype, rng):
     problem = ConvProblem(2, 5, 9, 11, 12, 3, 2, (2, 1), (1, 0))
-    x, w, bias, dy = arrays = *random_arrays(problem, rng), gradient(problem, rng)
+    x, w, bias, dy = arrays = in_dtype(dtype, *random_arrays(problem, rng), gradient(problem, rng))
     if layout == "NHWC":
         x, w, dy = map(last, (x, w, dy))
     options = {"stride": (2, 1), "padding": (1, 0), "layout": layout, "device": where}
@@ -181,8 +201,11 @@ def test_the_calls_agree_with_float64_in_either_layout(layout, where, rng):
     }
     for name, actual in results.items():
         actual = np.moveaxis(actual, 3, 1) if layout == "NHWC" else actual
+        assert actual.dtype == dtype
         expected = truth(name, problem, *arrays)
-        tolerance.assert_close(actual, expected, terms(name, problem))
+        precision = "bf16" if dtype == "bfloat16" else "fp32"
+        products = terms(name, problem)
+        tolerance.assert_close(actual, expected, products, dtype=np.float32, precision=precision)
 
 
 X, W, DY = (np.ones(shape, np.float32) for shape in ((1, 3, 8, 8), (4, 3, 3, 3), (1, 4, 6, 6)))
@@ -217,7 +240,17 @@ BAD_CALLS = {
     "a precision that is none": (
         (conv2d, X, W),
         {"precision": "fp8"},
-        "precision='fp8' is not supported; use 'fp32' or 'tf32'",
+        "precision='fp8' of float32 is not supported; use 'fp32' or 'tf32'",
+    ),
+    "a precision of another dtype": (
+        (conv2d, X.astype(BFLOAT16), W.astype(BFLOAT16)),
+        {"precision": "tf32"},
+        "precision='tf32' of bfloat16 is not supported; use 'bf16'",
+    ),
+    "a kernel of float32": (
+        (conv2d, X.astype(BFLOAT16), W.astype(BFLOAT16)),
+        {"algorithm": "conv2d_fprop_3_tiled", "device": EMULATOR},
+        r"it does not compute bf16 \(bfloat16 arrays\)",
     ),
     "a kernel of the other layout": (
         (conv2d, X, W),
@@ -239,6 +272,28 @@ def test_bad_calls_are_refused_in_words(title):
         call(*arguments, **options)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((X.astype(BFLOAT16), W), {}, "w must be bfloat16, got float32"),
+        ((X, W.astype(BFLOAT16)), {}, "w must be float32, got bfloat16"),
+        (
+            (X.astype(BFLOAT16), W.astype(BFLOAT16), np.ones(4, BFLOAT16)),
+            {},
+            "bias must be float32, got bfloat16",
+        ),
+        (
+            (X.astype(BFLOAT16), W.astype(BFLOAT16)),
+            {"out": np.empty((1, 4, 6, 6), np.float32)},
+            "out must be bfloat16, got float32",
+        ),
+    ],
+)
+def test_dtypes_are_not_mixed(arguments, options, message):
+    with pytest.raises(TypeError, match=message):
+        conv2d(*arguments, **options)
+
+
 def test_an_older_gpu_is_refused_in_words():
     old = dataclasses.replace(EMULATOR, compute_capability=(7, 5), name="an old GPU")
     problem = dataclasses.replace(PROBLEMS["unet, odd width"], layout="NHWC")
@@ -251,8 +306,9 @@ def test_an_older_gpu_is_refused_in_words():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_plan_compiles_without_spills(kernel, arch):
     problems = [
-        dataclasses.replace(p, layout="NHWC", precision=precision)
-        for p, precision in itertools.product(UNET_PROBLEMS.values(), ("fp32", "tf32"))
+        of(p, precision)
+        for p, precision in itertools.product(UNET_PROBLEMS.values(), DTYPES)
+        if (kernel, precision) in CASES or precision == "tf32"
     ]
     for defines in {algorithm.plan(kernel, p, EMULATOR).defines for p in problems}:
         cubin = compile.cubin(kernel, arch, defines)

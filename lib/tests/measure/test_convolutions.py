@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The contest with cuDNN: who takes part, what is checked, and that turns are taken."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -16,6 +17,7 @@ from convstudy.records import validate_result
 
 PASSES = ("fprop", "dgrad", "wgrad")
 PROBLEM = ConvProblem(1, 3, 6, 7, 8, 3, 3, padding=1, layout="NHWC")
+HALVED = dataclasses.replace(PROBLEM, dtype="bfloat16", precision="bf16")
 
 
 def twin(which, problem, arrays):
@@ -47,14 +49,16 @@ def emulated(monkeypatch):
     monkeypatch.setattr(convolutions, "once", lambda *_: lambda run: (run(), 1e-3)[1])
 
 
+@pytest.mark.parametrize("problem", [PROBLEM, HALVED], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("which", PASSES)
-def test_every_kernel_of_the_pass_and_both_layouts_of_cudnn_take_part(which, emulated):
-    contest = convolutions._Contest("name", {"pass": which}, which, PROBLEM, 2)
+def test_every_kernel_of_the_pass_and_both_layouts_of_cudnn_take_part(which, problem, emulated):
+    contest = convolutions._Contest("name", {"pass": which}, which, problem, 2)
     rows = contest.run()
     sides = [f"{row['labels']['algorithm']}/{row['labels']['layout']}" for row in rows]
     assert sides[-2:] == ["cudnn/NCHW", "cudnn/NHWC"]
     assert f"conv2d_{which}_8_mma/NHWC" in sides
-    assert ("conv2d_fprop_3_tiled/NCHW" in sides) == (which == "fprop")
+    fp32 = problem.precision == "fp32"
+    assert ("conv2d_fprop_3_tiled/NCHW" in sides) == (which == "fprop" and fp32)
     for row in rows:
         validate_result(row, row["case"])
         assert row["check"]["passed"]
@@ -84,21 +88,22 @@ def test_sides_take_turns_and_warm_up():
 def test_a_case_for_each_pass_precision_batch_and_layer():
     options = convolutions.SUITE.options | {"n": "1,4", "passes": "wgrad", "size": "32,47"}
     cases = list(convolutions.cases(options))
-    assert len(cases) == 2 * 2 * 18
+    assert len(cases) == 3 * 2 * 18
     assert cases[0].name == "wgrad/fp32/n1/enc0a"
     assert {case.labels["width"] for case in cases} == {47}
 
 
 @pytest.mark.skipif(pytorch.why_not() is not None, reason='run "make setup EXTRAS=torch"')
+@pytest.mark.parametrize("problem", [PROBLEM, HALVED], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("which", PASSES)
-def test_pytorchs_passes_are_the_twins(which, rng):
-    shapes = PROBLEM.x_shape, PROBLEM.w_shape, PROBLEM.y_shape
-    x, w, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+def test_pytorchs_passes_are_the_twins(which, problem, rng):
+    shapes = problem.x_shape, problem.w_shape, problem.y_shape
+    x, w, dy = (rng.standard_normal(shape).astype(problem.dtype) for shape in shapes)
     arrays = types.SimpleNamespace(x=x, w=w, dy=dy)
-    expected = twin(which, PROBLEM, arrays)
-    exact = pytorch.truth(which, PROBLEM, arrays)
+    expected = twin(which, problem, arrays)
+    exact = pytorch.truth(which, problem, arrays)
     np.testing.assert_allclose(exact, expected, atol=1e-12)
     for channels_last in (False, True):
-        run, fetch = pytorch.convolution(which, PROBLEM, arrays, channels_last)
+        run, fetch = pytorch.convolution(which, problem, arrays, channels_last)
         run()
-        tolerance.assert_close(fetch(), expected, 100)
+        tolerance.assert_close(fetch(), expected, 100, precision=problem.precision)

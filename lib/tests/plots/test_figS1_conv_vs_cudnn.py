@@ -4,6 +4,8 @@
 import pytest
 import rows
 
+from convstudy import tolerance
+from convstudy.conv.algorithm import ALGORITHMS
 from convstudy.plots import figS1_conv_vs_cudnn as fig
 from convstudy.plots import tabS1_kernel_resources, tabS2_precision
 
@@ -30,9 +32,10 @@ def table():
             "flops": 1e13,
             "peak_flops": 1e13,
             "peak_tf32_flops": 4e13,
+            "peak_bf16_flops": 8e13,
             "error": 1e-6 * seconds,
         }
-        for precision in ("fp32", "tf32")
+        for precision in ("fp32", "tf32", "bf16")
         for (algorithm, layout), times in TIMES.items()
         for layer, seconds in zip(("enc0a", "enc0b"), times, strict=True)
     )
@@ -58,8 +61,9 @@ def test_each_layer_stands_beside_cudnns_faster_layout_and_sums_beside_sums(tabl
     assert best["peak_share"] == pytest.approx(2 / 3)
     assert best["max_rel_error"] == pytest.approx(2e-6)
     assert best["cudnn_max_rel_error"] == pytest.approx(4e-6)
-    tf32 = plotted[(plotted["precision"] == "tf32") & (plotted["algorithm"] == fig.BEST)]
-    assert tf32["peak_share"].iloc[0] == pytest.approx(1 / 6)
+    shares = plotted[plotted["algorithm"] == fig.BEST].set_index("precision")["peak_share"]
+    assert shares["tf32"] == pytest.approx(1 / 6)
+    assert shares["bf16"] == pytest.approx(1 / 12)
 
 
 def test_a_kernel_that_lacks_a_layer_has_no_sum(table):
@@ -71,24 +75,32 @@ def test_a_kernel_that_lacks_a_layer_has_no_sum(table):
 
 def test_winners_are_counted_by_layer(table):
     counted = fig.winners(fig.compare(table))
-    assert sorted(counted["layers won"]) == [1, 1, 1, 1]
+    assert sorted(counted["layers won"]) == [1] * 6
 
 
 def test_it_is_drawn_and_shown(table):
     drawn = fig.draw(table)
-    assert len(drawn.figure.axes) == 2
+    assert len(drawn.figure.axes) == 3
     assert drawn.png().startswith(b"\x89PNG")
-    assert list(fig.display(drawn.table)["times as fast"]) == ["1.2", "1.2", "2"] * 2
+    assert list(fig.display(drawn.table)["times as fast"]) == ["1.2", "1.2", "2"] * 3
     nothing = fig.draw(rows.nothing())
     assert nothing.figure is None
     assert list(nothing.table.columns) == list(fig.COLUMNS)
 
 
 def test_resources_are_those_that_the_compiler_gives():
-    table = tabS1_kernel_resources.draw().table
+    drawn = tabS1_kernel_resources.draw()
+    table = drawn.table
     assert set(table["arch"]) == set(tabS1_kernel_resources.ARCHITECTURES)
     assert (table["spill_bytes"] == 0).all()
     assert table["registers"].between(16, 255).all()
+    halves = set(table[table["dtype"] == "bfloat16"]["kernel"])
+    assert halves == {
+        *(row.id for row in ALGORITHMS.values() if row.plan and "bf16" in row.precisions),
+        "conv2d_splits_1_sum",
+    }
+    shown = tabS1_kernel_resources.display(table)
+    assert len(shown) == table["kernel"].nunique() + len(halves)
 
 
 def test_errors_fall_in_the_order_of_precision():
@@ -100,3 +112,5 @@ def test_errors_fall_in_the_order_of_precision():
         rounded = errors["conv2d_fprop_8_mma", "tf32", kind]
         assert split < 1.5 * fused
         assert 100 * split < rounded < 0.01
+        halved = errors["conv2d_fprop_8_mma", "bf16", kind]
+        assert rounded < halved < tolerance.tolerance("float32", 1, precision="bf16")

@@ -13,6 +13,7 @@ from convstudy import paths
 CONDA_NAMES = {
     "cupy-cuda13x": "cupy",
     "matplotlib": "matplotlib-base",
+    "ml-dtypes": "ml_dtypes",
     "nvidia-cuda-nvrtc": "cuda-nvrtc",
     "nvidia-cuda-runtime": "cuda-cudart",
 }

@@ -28,7 +28,8 @@ def cases(options):
         for precision in _words(options["precisions"]):
             for n in numbers(options["n"]):
                 for layer, problem in unet().layers(height, width, n):
-                    problem = replace(problem, layout="NHWC", precision=precision)
+                    dtype = "bfloat16" if precision == "bf16" else "float32"
+                    problem = replace(problem, layout="NHWC", dtype=dtype, precision=precision)
                     labels = {"pass": which, "precision": precision, "n": n, "layer": layer}
                     labels |= {"height": height, "width": width}
                     name = f"{which}/{precision}/n{n}/{layer}"
@@ -129,16 +130,17 @@ class _Arrays:
     def __init__(self, problem, xp, seed):
         rng = xp.random.default_rng(seed)
         self._xp = xp
-        self.x = xp.maximum(rng.standard_normal(problem.x_shape, dtype=np.float32), 0)
-        self.w = rng.standard_normal(problem.w_shape, dtype=np.float32)
-        self.dy = rng.standard_normal(problem.y_shape, dtype=np.float32)
+        shapes = problem.x_shape, problem.w_shape, problem.y_shape
+        x, w, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+        self.x, self.w, self.dy = (a.astype(problem.dtype) for a in (xp.maximum(x, 0), w, dy))
 
     def operands(self, which, layout):
         """Return what a kernel takes, its result poisoned."""
         xp = self._xp
         given = {"fprop": (self.x, self.w), "dgrad": (self.dy, self.w), "wgrad": (self.x, self.dy)}
         like = {"fprop": self.dy, "dgrad": self.x, "wgrad": self.w}
-        arrays = [*given[which], xp.full(like[which].shape, np.nan, np.float32)]
+        poison = xp.full(like[which].shape, np.nan, np.float32)
+        arrays = [*given[which], poison.astype(like[which].dtype)]
         if layout == "NCHW":
             arrays = [xp.ascontiguousarray(xp.moveaxis(array, 3, 1)) for array in arrays]
         return (*arrays[:2], None, arrays[2]) if which == "fprop" else tuple(arrays)
@@ -152,7 +154,7 @@ SUITE = Suite(
     options={
         "n": "1,16,64",
         "passes": "fprop,dgrad,wgrad",
-        "precisions": "fp32,tf32",
+        "precisions": "fp32,tf32,bf16",
         "size": "128,191",
         "repeats": 20,
     },
