@@ -17,6 +17,7 @@ _MOST_STAGES = 8
 _FARTHEST = 127
 # How many blocks may share a sum as a cluster, on every GPU that has clusters.
 _CLUSTERS = (2, 4, 8)
+_MOST_SPLITS = 128
 
 
 @dataclass(frozen=True)
@@ -136,22 +137,26 @@ def supports(kernel, problem, device):
 @functools.cache
 def best(kernel, problem, device):
     """Return the tile, and over how many blocks each sum is split, that cost least."""
-    return min(choices(kernel, problem), key=lambda each: _cost(kernel, problem, *each, device))
+    return min(
+        choices(kernel, problem, device), key=lambda each: _cost(kernel, problem, *each, device)
+    )
 
 
-def choices(kernel, problem):
+def choices(kernel, problem, device):
     """Return all (tile, splits) worth a try."""
     which, terms = _which(kernel), _terms(problem)
-    steps = math.ceil(gemm.product(which, problem).depth / _depth(problem))
     tiles = _TILES_SPLIT if terms == 3 else _TILES_WHOLE
     if which == "dgrad" and problem.precision == "tf32":
         tiles += tuple(replace(tile, filters_first=True) for tile in tiles)
-    return [
-        (tile, splits)
-        for tile in tiles
-        for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-        if splits == 1 or 4 * splits <= steps
-    ]
+    found = []
+    for tile in tiles:
+        needed = _product(which, problem, tile)
+        # Sums that fill the multiprocessors once, twice or thrice; and those that clusters share.
+        slots, blocks = device.sm_count * tile.blocks, needed.blocks(tile)
+        most = min(_MOST_SPLITS, math.ceil(needed.depth / _depth(problem)) // 2)
+        splits = {1, *_CLUSTERS, *(times * slots // blocks for times in (1, 2, 3))}
+        found += [(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most]
+    return found
 
 
 def _cost(kernel, problem, tile, splits, device):

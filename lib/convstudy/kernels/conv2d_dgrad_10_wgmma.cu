@@ -31,10 +31,10 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,
                       Out* __restrict__ dx, CONV2D_SIZES, int splits)
 {
-    const long long pixels = (long long)N * H * W;
+    const int pixels = N * H * W;
     const int tiles = R * S * K / TILE_D;
     // The pixels of dy that a tap of the turned filters meets, from one of dx on.
-    const auto copy_dy = [&](unsigned char* to, uint64* barrier, long long pixel, int k, int tap) {
+    const auto copy_dy = [&](unsigned char* to, uint64* barrier, int pixel, int k, int tap) {
         const int v = pixel % W, h = pixel / W % H, n = pixel / W / H, r = tap / S, s = tap % S;
         load_im2col(to, dy, barrier, k, v - (S - 1 - pad_w), h - (R - 1 - pad_h), n, S - 1 - s,
                     R - 1 - r);
@@ -44,11 +44,11 @@ conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constan
         const int tap = tile % (R * S), k = tile / (R * S) * TILE_D;
 #if FILTERS_FIRST
         for (int i = 0; i < TILE_M; i += 32)
-            load_box(a + i * 128, w, barrier, (int)item.row + i, tap, k);
+            load_box(a + i * 128, w, barrier, item.row + i, tap, k);
         copy_dy(b, barrier, item.column, k, tap);
 #else
         copy_dy(a, barrier, item.row, k, tap);
-        const int c = (int)item.column;
+        const int c = item.column;
 #if BF16
         for (int i = 0; i < TILE_N; i += 64) load_box(b + i * 128, w, barrier, c + i, tap, k);
 #else

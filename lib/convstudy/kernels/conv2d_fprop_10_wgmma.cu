@@ -26,14 +26,14 @@ conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
                       const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
                       int splits)
 {
-    const long long rows = (long long)N * P * Q;
+    const int rows = N * P * Q;
     const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
                           int tile) {
         const int tap = tile % (R * S), c = tile / (R * S) * TILE_D;
         const int q = item.row % Q, p = item.row / Q % P, n = item.row / Q / P;
         load_im2col(a, x, barrier, c, q - pad_w, p - pad_h, n, tap % S, tap / S);
-        load_box(b, w, barrier, tap * C + c, (int)item.column);
-        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * C + c, K + (int)item.column);
+        load_box(b, w, barrier, tap * C + c, item.column);
+        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * C + c, K + item.column);
     };
     run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits), copy, y, bias, rows, K);
 }

@@ -90,37 +90,36 @@ struct Turn {
 
 // A tile of out, and the part of DEPTH that is summed.
 struct Item {
-    long long row, column;
-    int split, first, count;  // first and count in tiles of DEPTH
+    int row, column, split, first, count;  // first and count in tiles of DEPTH
 };
 
 // All that blocks have to do, in the order in which they take it: tile by tile, split by split. A
-// cluster takes a tile, each of its blocks a split.
+// cluster takes a tile, each of its blocks a split. Numbers are of 32 bits: between two tiles,
+// divisions of 64 bits took longer than the products of a short sum.
 struct Items {
-    long long tiles_of_out;
-    int blocks_n, tiles, splits;
+    unsigned tiles_of_out, blocks_n;
+    int tiles, splits;
 
-    __device__ __forceinline__ Items(long long rows, long long columns, int tiles, int splits)
-        : blocks_n((int)((columns + TILE_N - 1) / TILE_N)), tiles(tiles), splits(splits)
+    __device__ __forceinline__ Items(int rows, int columns, int tiles, int splits)
+        : blocks_n((columns - 1) / TILE_N + 1), tiles(tiles), splits(splits)
     {
-        tiles_of_out = (rows + TILE_M - 1) / TILE_M * blocks_n;
+        tiles_of_out = ((rows - 1) / TILE_M + 1) * blocks_n;
     }
-    __device__ __forceinline__ long long first() const
+    __device__ __forceinline__ unsigned first() const
     {
         return blockIdx.x % CLUSTER * tiles_of_out + blockIdx.x / CLUSTER;
     }
-    __device__ __forceinline__ long long end() const
+    __device__ __forceinline__ unsigned end() const
     {
-        return CLUSTER > 1 ? (blockIdx.x % CLUSTER + 1) * tiles_of_out : tiles_of_out * splits;
+        return tiles_of_out * (CLUSTER > 1 ? blockIdx.x % CLUSTER + 1 : splits);
     }
-    __device__ __forceinline__ int step() const { return gridDim.x / CLUSTER; }
-    __device__ __forceinline__ Item operator[](long long i) const
+    __device__ __forceinline__ unsigned step() const { return gridDim.x / CLUSTER; }
+    __device__ __forceinline__ Item operator[](unsigned i) const
     {
-        const int each = divide_up(tiles, splits), split = (int)(i / tiles_of_out);
-        const long long tile = i % tiles_of_out;
-        const int first = min(split * each, tiles);
-        return {tile / blocks_n * TILE_M, tile % blocks_n * TILE_N, split, first,
-                min(each, tiles - first)};
+        const unsigned split = i / tiles_of_out, tile = i % tiles_of_out;
+        const int each = (tiles - 1) / splits + 1, first = min((int)split * each, tiles);
+        return {(int)(tile / blocks_n) * TILE_M, (int)(tile % blocks_n) * TILE_N, (int)split,
+                first, min(each, tiles - first)};
     }
 };
 
@@ -150,7 +149,7 @@ __device__ __forceinline__ void produce(const Items& items, Copy&& copy)
 {
     if (threadIdx.x != CONSUMERS * 128) return;
     Turn turn;
-    for (long long i = items.first(); i < items.end(); i += items.step()) {
+    for (unsigned i = items.first(); i < items.end(); i += items.step()) {
         const Item item = items[i];
         for (int tile = item.first; tile < item.first + item.count; ++tile, turn.next()) {
             barrier_wait(empty(turn.stage), turn.parity ^ 1);
@@ -403,32 +402,45 @@ struct Cluster {
 #endif
 
 // Writes columns of a tile of out, which has `rows` rows of `columns`, from `column` on. TURNED:
-// out lies column by column.
+// out lies column by column. Addresses are made once a row: made once a number they took longer
+// than the products of a short sum.
 template <class Consumer, bool TURNED, int COLUMNS>
-__device__ __forceinline__ void store(Out* out, const float* bias, const Block<COLUMNS>& sums,
-                                      const Item& item, long long column, long long rows,
-                                      long long columns)
+__device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS>& sums,
+                                      const Item& item, int column, int rows, int columns)
 {
     const int t = threadIdx.x % 4;
-    if (PARTS) out += item.split * rows * columns;
+    column += 2 * t;
+    const int left = columns - column;
+    if (bias) {
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; ++j) {
+            const float b0 = 8 * j < left ? bias[column + 8 * j] : 0.0f;
+            const float b1 = 8 * j < left ? bias[column + 8 * j + 1] : 0.0f;
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m) {
+                float* d = sums.d[m] + 4 * j;
+                d[0] += b0, d[1] += b1, d[2] += b0, d[3] += b1;
+            }
+        }
+    }
+    if (PARTS) out += (size_t)item.split * rows * columns;
 #pragma unroll
     for (int m = 0; m < ROWS_64; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const long long row =
+            const int row =
                 item.row + (threadIdx.x / 128 * ROWS_64 + m) * 64 + Consumer::row(half);
             if (row >= rows) continue;
+            Out* to = out + (TURNED ? (size_t)column * rows + row : (size_t)row * columns + column);
 #pragma unroll
             for (int j = 0; j < COLUMNS / 8; ++j) {
-                const long long at = column + 8 * j + 2 * t;
-                if (at >= columns) break;
-                float left = sums.d[m][4 * j + 2 * half], right = sums.d[m][4 * j + 2 * half + 1];
+                const float* d = sums.d[m] + 4 * j + 2 * half;
                 if (TURNED) {
-                    out[at * rows + row] = left;
-                    if (at + 1 < columns) out[(at + 1) * rows + row] = right;
-                } else {
-                    if (bias) left += bias[at], right += bias[at + 1];
-                    put(out + row * columns + at, left, right);
+                    if (8 * j < left) to[0] = d[0];
+                    if (8 * j + 1 < left) to[rows] = d[1];
+                    to += 8 * (size_t)rows;
+                } else if (8 * j < left) {
+                    put(to + 8 * j, d[0], d[1]);
                 }
             }
         }
@@ -437,7 +449,7 @@ __device__ __forceinline__ void store(Out* out, const float* bias, const Block<C
 // A whole block: copies as `copy` asks for them, products as `Consumer` makes them.
 template <class Consumer, bool TURNED, class Copy>
 __device__ __forceinline__ void run(const Items& items, Copy&& copy, Out* out, const float* bias,
-                                    long long rows, long long columns)
+                                    int rows, int columns)
 {
     begin();
     if (threadIdx.x >= CONSUMERS * 128) {
@@ -451,7 +463,7 @@ __device__ __forceinline__ void run(const Items& items, Copy&& copy, Out* out, c
 #if CLUSTER > 1
         Cluster cluster;
 #endif
-        for (long long i = items.first(); i < items.end(); i += items.step()) {
+        for (unsigned i = items.first(); i < items.end(); i += items.step()) {
             const Item item = items[i];
             consumer.run(sums, item.count, turn);
 #if CLUSTER > 1
