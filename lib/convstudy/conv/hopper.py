@@ -3,7 +3,7 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convstudy.compile import Launch, Sequence
 from convstudy.conv import gemm
@@ -15,17 +15,22 @@ _RESERVED_BYTES = 1024 + 256
 _MOST_STAGES = 8
 # How far a corner of an im2col map may lie outside (cuTensorMapEncodeIm2col, four dimensions).
 _FARTHEST = 127
-_ALONG, _ACROSS = 1, 2  # orders of conv2d_operand_1_split.cu; 0 is as it is
+# How many blocks may share a sum as a cluster, on every GPU that has clusters.
+_CLUSTERS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Warpgroups that consume, each one's rows by 64, columns, blocks of a multiprocessor."""
+    """Warpgroups that consume, each one's rows by 64, columns, blocks of a multiprocessor.
+
+    And whether the filters of dgrad are the first operand.
+    """
 
     consumers: int
     rows_64: int
     n: int
     blocks: int
+    filters_first: bool = False
 
     @property
     def m(self):
@@ -38,12 +43,19 @@ class _Tile:
     def stage_bytes(self, terms):
         return LINE_BYTES * (self.m + self.n * (2 if terms == 3 else 1))
 
-    def stages(self, terms):
-        room = _SHARED_BYTES // self.blocks - _RESERVED_BYTES
+    def sums_bytes(self, cluster):
+        return 4 * self.m * self.n if cluster > 1 else 0
+
+    def stages(self, terms, cluster=1):
+        room = _SHARED_BYTES // self.blocks - _RESERVED_BYTES - self.sums_bytes(cluster)
         return min(_MOST_STAGES, room // self.stage_bytes(terms))
 
-    def shared_bytes(self, terms):
-        return self.stages(terms) * (self.stage_bytes(terms) + 16)
+    def shared_bytes(self, terms, cluster=1):
+        return (
+            self.stages(terms, cluster) * (self.stage_bytes(terms) + 16)
+            + self.sums_bytes(cluster)
+            + 16
+        )
 
 
 # fp32 needs a second set of sums and the parts of its rows in registers.
@@ -70,9 +82,17 @@ def _terms(problem):
     return 3 if problem.precision == "fp32" else 1
 
 
-def _product(which, problem):
+def _cluster(tile, splits, terms, device):
+    """Return how many blocks share a sum as a cluster: all that share it, or 1."""
+    # The emulator runs one block at a time.
+    if not device.is_gpu or splits not in _CLUSTERS or tile.n // 8 % splits:
+        return 1
+    return splits if tile.stages(terms, splits) >= 2 else 1
+
+
+def _product(which, problem, tile):
     needed = gemm.product(which, problem)
-    if which == "wgrad" and problem.itemsize == 4:
+    if tile.filters_first or (which == "wgrad" and problem.itemsize == 4):
         return _Pass(needed.columns, needed.rows, needed.depth)
     return _Pass(needed.rows, needed.columns, needed.depth)
 
@@ -121,11 +141,14 @@ def best(kernel, problem, device):
 
 def choices(kernel, problem):
     """Return all (tile, splits) worth a try."""
-    needed, terms = _product(_which(kernel), problem), _terms(problem)
-    steps = math.ceil(needed.depth / _depth(problem))
+    which, terms = _which(kernel), _terms(problem)
+    steps = math.ceil(gemm.product(which, problem).depth / _depth(problem))
+    tiles = _TILES_SPLIT if terms == 3 else _TILES_WHOLE
+    if which == "dgrad" and problem.precision == "tf32":
+        tiles += tuple(replace(tile, filters_first=True) for tile in tiles)
     return [
         (tile, splits)
-        for tile in (_TILES_SPLIT if terms == 3 else _TILES_WHOLE)
+        for tile in tiles
         for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
         if splits == 1 or 4 * splits <= steps
     ]
@@ -133,23 +156,31 @@ def choices(kernel, problem):
 
 def _cost(kernel, problem, tile, splits, device):
     """Estimate the cycles of a choice, to compare choices by."""
-    needed, terms = _product(_which(kernel), problem), _terms(problem)
+    which, terms = _which(kernel), _terms(problem)
+    needed, cluster = _product(which, problem, tile), _cluster(tile, splits, terms, device)
     steps = math.ceil(math.ceil(needed.depth / _depth(problem)) / splits)
     rounds = math.ceil(needed.blocks(tile) * splits / (device.sm_count * tile.blocks))
     # A multiprocessor multiplies 1024 pairs of TF32 in a cycle, or twice as many of bf16; a line
     # holds as many more of those. About 50 bytes a cycle come from L2.
-    multiplying = terms * tile.m * tile.n / 32
+    multiplying = terms * tile.m * tile.n / 32 * (1.2 if tile.filters_first else 1)
     loading = tile.stage_bytes(terms) / 50
     step = max(multiplying, loading) * tile.blocks
-    parts = 0 if splits == 1 else 4 * needed.rows * needed.columns * (splits + 1) / 2500 + 3000
-    return rounds * (steps * step + 1500 + tile.m * tile.n / 16) + parts
+    parts = 0
+    if cluster > 1:
+        parts = 1500
+    elif splits > 1:
+        parts = 4 * needed.rows * needed.columns * (splits + 1) / 2500 + 3000
+    ready = 0
+    if which == "dgrad" and problem.itemsize == 4 and not tile.filters_first:
+        ready = 3000 + 8 * gemm.product("wgrad", problem).rows * problem.terms / 2000
+    return rounds * (steps * step + 1500 + tile.m * tile.n / 16) + parts + ready
 
 
 def plan(kernel, problem, device, choice=None):
     """Return the launches of a kernel of rung 10; `choice` is a tile and splits, or the `best`."""
     p, which, terms = problem, _which(kernel), _terms(problem)
     tile, splits = choice or best(kernel, problem, device)
-    needed = _product(which, p)
+    needed, cluster = _product(which, p, tile), _cluster(tile, splits, terms, device)
     defines = (
         ("FILTER_R", p.r),
         ("FILTER_S", p.s),
@@ -158,23 +189,25 @@ def plan(kernel, problem, device, choice=None):
         ("CONSUMERS", tile.consumers),
         ("ROWS_64", tile.rows_64),
         ("TILE_N", tile.n),
-        ("STAGES", tile.stages(terms)),
+        ("STAGES", tile.stages(terms, cluster)),
         ("BLOCKS_PER_SM", tile.blocks),
         ("BF16", int(p.dtype == "bfloat16")),
         ("TERMS", terms),
-        ("PARTS", int(splits > 1)),
+        ("PARTS", int(splits > cluster)),
+        ("CLUSTER", cluster),
+        *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
     )
     ready, maps = _OPERANDS[which](p, tile, terms)
     main = Launch(
         kernel,
-        (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks),),
+        (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks // cluster * cluster),),
         (tile.threads,),
         (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding, splits),
         defines,
-        tile.shared_bytes(terms),
+        tile.shared_bytes(terms, cluster),
         maps,
     )
-    return _sequence(which, ready, main, needed, splits, p.dtype)
+    return _sequence(which, ready, main, needed, splits // cluster, p.dtype)
 
 
 def _sequence(which, ready, main, needed, splits, dtype):
@@ -206,7 +239,7 @@ def _ready(lines, depth, turn, terms, order, inner=None):
         (padded // 32 * math.ceil(lines / 32),),
         (256,),
         (lines, depth, padded, inner or depth, depth // inner if inner else 1),
-        (("TURN", int(turn)), ("TERMS", terms), ("ORDER", order)),
+        (("TURN", int(turn)), ("TERMS", terms), ("ORDER", int(order))),
     )
     return launch, (2 if terms == 3 else 1, lines, padded)
 
@@ -242,20 +275,21 @@ def _x_map(problem, dtype, pixels):
 
 def _fprop(problem, tile, terms):
     p, dtype = problem, _dtype(problem)
-    ready = _ready(p.k, p.terms, False, terms, _ALONG) if terms == 3 else None
+    ready = _ready(p.k, p.terms, False, terms, True) if terms == 3 else None
     w_lines = p.k * (2 if terms == 3 else 1)
     return ready, (_x_map(p, dtype, tile.m), _lines(dtype, (p.terms, w_lines), tile.n))
 
 
 def _dgrad(problem, tile, terms):
     p, dtype = problem, _dtype(problem)
-    taps = p.r * p.s
+    taps, channels = p.r * p.s, LINE_BYTES // p.itemsize
     lower = (p.padding[1] - (p.s - 1), p.padding[0] - (p.r - 1))
     upper = (p.w - p.q + lower[0], p.h - p.p + lower[1])
-    dy = _pixels(dtype, (p.k, p.q, p.p, p.n), tile.m, lower, upper)
-    if dtype == "bfloat16":
-        return None, (dy, TensorMap(dtype, (p.c, taps, p.k), (64, 1, 64)))
-    ready = _ready(p.c, taps * p.k, True, terms, _ALONG if terms == 3 else 0, p.k)
+    pixels = tile.n if tile.filters_first else tile.m
+    dy = _pixels(dtype, (p.k, p.q, p.p, p.n), pixels, lower, upper)
+    if dtype == "bfloat16" or tile.filters_first:
+        return None, (dy, TensorMap(dtype, (p.c, taps, p.k), (channels, 1, channels)))
+    ready = _ready(p.c, taps * p.k, True, terms, terms == 3, p.k)
     w_lines = p.c * (2 if terms == 3 else 1)
     return ready, (dy, _lines(dtype, (taps * p.k, w_lines), tile.n))
 
@@ -266,7 +300,7 @@ def _wgrad(problem, tile, terms):
     x = _x_map(p, dtype if terms == 1 else "float32", _depth(p))
     if dtype == "bfloat16":
         return None, (x, _lines(dtype, (p.k, pixels), 64))
-    ready = _ready(p.k, pixels, True, terms, _ACROSS)
+    ready = _ready(p.k, pixels, True, terms, False)
     _, lines, padded = ready[1]
     return ready, (x, _lines(dtype, (padded, lines * (2 if terms == 3 else 1)), tile.n))
 

@@ -21,7 +21,7 @@ using Consumer = ThroughRegisters<false>;
 using Consumer = FromShared<0, 0>;
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
                       const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
                       int splits)
@@ -32,8 +32,8 @@ conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
         const int tap = tile % (R * S), c = tile / (R * S) * TILE_D;
         const int q = item.row % Q, p = item.row / Q % P, n = item.row / Q / P;
         load_im2col(a, x, barrier, c, q - pad_w, p - pad_h, n, tap % S, tap / S);
-        load_box(b, w, barrier, tap * C + c, item.column);
-        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * C + c, K + item.column);
+        load_box(b, w, barrier, tap * C + c, (int)item.column);
+        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * C + c, K + (int)item.column);
     };
     run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits), copy, y, bias, rows, K);
 }

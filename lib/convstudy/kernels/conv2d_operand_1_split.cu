@@ -16,7 +16,7 @@
 #ifndef TERMS
 #define TERMS 3
 #endif
-// 0 as it is; 1 and 2 as conv2d_wgmma.cuh orders operands along lines, and across them.
+// 1: as conv2d_wgmma.cuh orders operands along lines; 0: as it is.
 #ifndef ORDER
 #define ORDER 1
 #endif
@@ -25,7 +25,7 @@
 __device__ __forceinline__ int in_order(int place)
 {
     const int i = place / 8, t = place % 4, second = place % 8 / 4;
-    return ORDER == 0 ? place : ORDER == 1 ? 8 * t + 2 * i + second : 8 * i + 2 * t + second;
+    return ORDER ? 8 * t + 2 * i + second : place;
 }
 
 // from: where lines are turned, DEPTH lines of `lines` numbers; else `lines` lines of DEPTH. Place

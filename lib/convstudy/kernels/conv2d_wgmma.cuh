@@ -8,7 +8,8 @@
 //           full[stage] says that a stage has arrived, empty[stage] that it may be overwritten.
 // Blocks    Persistent: a block takes tile after tile of out, `gridDim.x` apart, and while its
 //           consumers store one, its producer already fetches the next.
-// Splits    As in conv2d_gemm.cuh: several blocks share a sum, conv2d_splits_1_sum adds the parts.
+// Splits    Several blocks share a sum: those of a cluster add it up out of each other's shared
+//           memory; others, as in conv2d_gemm.cuh, leave parts for conv2d_splits_1_sum.
 // Lines     Tiles lie in lines of 128 bytes, chunks exchanged as the hardware wants them. Lines run
 //           along DEPTH ("along"), or across it ("across"), where channels are what is summed over
 //           in the one case and what is not in the other.
@@ -39,6 +40,15 @@
 #ifndef PARTS
 #define PARTS 0
 #endif
+// How many blocks are a cluster: as many as `splits`, or 1.
+#ifndef CLUSTER
+#define CLUSTER 1
+#endif
+#if CLUSTER > 1
+#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTERED
+#endif
 
 constexpr int TILE_M = CONSUMERS * ROWS_64 * 64;
 constexpr int TILE_D = BF16 ? 64 : 32;
@@ -53,10 +63,19 @@ constexpr int BYTES_A = TILE_M * 128;
 constexpr int BYTES_B = TILE_N * 128;
 constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
 
+// Behind the stages: what a cluster's blocks show each other, and the barriers.
+constexpr int BYTES_SUMS = CLUSTER > 1 ? TILE_M * TILE_N * 4 : 0;
+
 extern __shared__ __align__(1024) unsigned char room[];
 
-__device__ __forceinline__ uint64* full(int stage) { return (uint64*)(room + STAGES * STAGE) + stage; }
+__device__ __forceinline__ uint64* full(int stage)
+{
+    return (uint64*)(room + STAGES * STAGE + BYTES_SUMS) + stage;
+}
 __device__ __forceinline__ uint64* empty(int stage) { return full(STAGES + stage); }
+// That every block's sums are there, and that every block has read them.
+__device__ __forceinline__ uint64* written() { return full(2 * STAGES); }
+__device__ __forceinline__ uint64* read() { return full(2 * STAGES + 1); }
 
 // Goes round the stages; the parity of a barrier's phase changes with each round.
 struct Turn {
@@ -71,28 +90,36 @@ struct Turn {
 
 // A tile of out, and the part of DEPTH that is summed.
 struct Item {
-    long long row;
-    int column, split, first, count;  // first and count in tiles of DEPTH
+    long long row, column;
+    int split, first, count;  // first and count in tiles of DEPTH
 };
 
-// All that blocks have to do, in the order in which they take it.
+// All that blocks have to do, in the order in which they take it: tile by tile, split by split. A
+// cluster takes a tile, each of its blocks a split.
 struct Items {
-    int blocks_m, blocks_n, tiles, splits;
+    long long tiles_of_out;
+    int blocks_n, tiles, splits;
 
-    __device__ __forceinline__ Items(long long rows, int columns, int tiles, int splits)
-        : blocks_m((int)((rows + TILE_M - 1) / TILE_M)), blocks_n(divide_up(columns, TILE_N)),
-          tiles(tiles), splits(splits)
+    __device__ __forceinline__ Items(long long rows, long long columns, int tiles, int splits)
+        : blocks_n((int)((columns + TILE_N - 1) / TILE_N)), tiles(tiles), splits(splits)
     {
+        tiles_of_out = (rows + TILE_M - 1) / TILE_M * blocks_n;
     }
-    __device__ __forceinline__ long long count() const
+    __device__ __forceinline__ long long first() const
     {
-        return (long long)blocks_m * blocks_n * splits;
+        return blockIdx.x % CLUSTER * tiles_of_out + blockIdx.x / CLUSTER;
     }
+    __device__ __forceinline__ long long end() const
+    {
+        return CLUSTER > 1 ? (blockIdx.x % CLUSTER + 1) * tiles_of_out : tiles_of_out * splits;
+    }
+    __device__ __forceinline__ int step() const { return gridDim.x / CLUSTER; }
     __device__ __forceinline__ Item operator[](long long i) const
     {
-        const int each = divide_up(tiles, splits);
-        const int split = (int)(i / blocks_n / blocks_m), first = min(split * each, tiles);
-        return {i / blocks_n % blocks_m * TILE_M, (int)(i % blocks_n) * TILE_N, split, first,
+        const int each = divide_up(tiles, splits), split = (int)(i / tiles_of_out);
+        const long long tile = i % tiles_of_out;
+        const int first = min(split * each, tiles);
+        return {tile / blocks_n * TILE_M, tile % blocks_n * TILE_N, split, first,
                 min(each, tiles - first)};
     }
 };
@@ -104,9 +131,17 @@ __device__ __forceinline__ void begin()
             barrier_init(full(stage), 1);
             barrier_init(empty(stage), CONSUMERS * 4);
         }
+        if (CLUSTER > 1) {
+            barrier_init(written(), CLUSTER * CONSUMERS * 4);
+            barrier_init(read(), CLUSTER * CONSUMERS * 4);
+        }
         barrier_init_done();
     }
+#if CLUSTER > 1
+    cluster_sync();
+#else
     __syncthreads();
+#endif
 }
 
 // The producer: copy(a, b, barrier, item, tile) asks for both operands' tiles.
@@ -115,7 +150,7 @@ __device__ __forceinline__ void produce(const Items& items, Copy&& copy)
 {
     if (threadIdx.x != CONSUMERS * 128) return;
     Turn turn;
-    for (long long i = blockIdx.x; i < items.count(); i += gridDim.x) {
+    for (long long i = items.first(); i < items.end(); i += items.step()) {
         const Item item = items[i];
         for (int tile = item.first; tile < item.first + item.count; ++tile, turn.next()) {
             barrier_wait(empty(turn.stage), turn.parity ^ 1);
@@ -134,15 +169,16 @@ __device__ __forceinline__ void release(int stage)
 }
 
 // What a thread holds of its warpgroup's part of a tile.
-struct Sums {
-    float d[ROWS_64][TILE_N / 2];
+template <int COLUMNS>
+struct Block {
+    float d[ROWS_64][COLUMNS / 2];
 
     __device__ __forceinline__ void clear()
     {
 #pragma unroll
         for (int m = 0; m < ROWS_64; ++m)
 #pragma unroll
-            for (int i = 0; i < TILE_N / 2; ++i) d[m][i] = 0.0f;
+            for (int i = 0; i < COLUMNS / 2; ++i) d[m][i] = 0.0f;
     }
     __device__ __forceinline__ void keep()
     {
@@ -150,11 +186,17 @@ struct Sums {
         for (int m = 0; m < ROWS_64; ++m) ::keep(d[m]);
     }
 };
+using Sums = Block<TILE_N>;
 
 // Consumers whose operands both come from shared memory. ACROSS: lines of the operand run across
 // DEPTH, 64 columns a block of TILE_D lines.
 template <int ACROSS_A, int ACROSS_B>
 struct FromShared {
+    // The row of the first of 64 rows' parts that this thread holds, and of the second.
+    static __device__ __forceinline__ int row(int half)
+    {
+        return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * half;
+    }
     __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* stage)
     {
         const int group = threadIdx.x / 128;
@@ -203,16 +245,22 @@ struct FromShared {
 
 // Consumers whose first operand passes through registers, where it is split into TF32 and what
 // that leaves of fp32, or where its lines, running across DEPTH, are turned: TF32 is multiplied
-// along lines only. The second operand was made ready before (conv2d_operand_1_split).
+// along lines only. For fp32 the second operand was split before (conv2d_operand_1_split).
 //
-// Order     Which place of DEPTH a lane takes is free as long as both operands agree, so it is
-//           chosen for the loads: along lines, 8 t + 2 i and the next for lane t, product i, so
-//           that a lane's 8 values are two vectors in banks of their own; across, 8 i + 2 t and
-//           the next, so that lanes read lines whose chunks are exchanged differently.
+// Order     Loads of a warp go to 32 banks. Along lines a lane takes two vectors, places 8 t + 2 i
+//           and the next of DEPTH for lane t, product i, and the second operand was put into the
+//           same order. Across, rows are free instead: those of eight lanes are two chunks apart
+//           by 64 bytes, which the exchange of chunks leaves in different banks.
 template <bool ACROSS>
 struct ThroughRegisters {
     unsigned high[ROWS_64][4][4], low[ROWS_64][4][4];
 
+    static __device__ __forceinline__ int row(int half)
+    {
+        const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4;
+        return ACROSS ? warp / 2 * 32 + g / 4 * 16 + (2 * (warp % 2) + half) * 4 + g % 4
+                      : warp * 16 + g + 8 * half;
+    }
     __device__ __forceinline__ void set(int m, int product, int i, float value)
     {
         high[m][product][i] = to_tf32(value);
@@ -221,26 +269,26 @@ struct ThroughRegisters {
     }
     __device__ __forceinline__ void fetch(const unsigned char* stage)
     {
-        const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const int t = threadIdx.x % 4;
 #pragma unroll
         for (int m = 0; m < ROWS_64; ++m) {
-            const int row = warp / 4 * ROWS_64 * 64 + m * 64 + warp % 4 * 16 + g;
+            const unsigned char* rows = stage + (threadIdx.x / 128 * ROWS_64 + m) * 64 * 128;
             if (ACROSS) {
                 // 32 rows are a block of 32 lines.
 #pragma unroll
                 for (int i = 0; i < 16; ++i) {
-                    const int r = row + i % 2 * 8, line = i / 4 * 8 + 2 * t + i / 2 % 2;
-                    const int chunk = r % 32 / 4 ^ line % 8;
+                    const int r = row(i % 2), line = i / 4 * 8 + i / 2 % 2 * 4 + t;
+                    const int chunk = (r % 32 / 4) ^ (line % 8);
                     set(m, i / 4, i % 4,
-                        *(const float*)(stage + r / 32 * 4096 + line * 128 + chunk * 16 +
+                        *(const float*)(rows + r / 32 * 4096 + line * 128 + chunk * 16 +
                                         r % 4 * 4));
                 }
             } else {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const int chunk = (2 * t + half) ^ row % 8;
-                    const float4 u = *(const float4*)(stage + row * 128 + chunk * 16);
-                    const float4 v = *(const float4*)(stage + (row + 8) * 128 + chunk * 16);
+                    const int chunk = (2 * t + half) ^ (row(0) % 8);
+                    const float4 u = *(const float4*)(rows + row(0) * 128 + chunk * 16);
+                    const float4 v = *(const float4*)(rows + row(1) * 128 + chunk * 16);
                     set(m, 2 * half, 0, u.x), set(m, 2 * half, 1, v.x);
                     set(m, 2 * half, 2, u.y), set(m, 2 * half, 3, v.y);
                     set(m, 2 * half + 1, 0, u.z), set(m, 2 * half + 1, 1, v.z);
@@ -305,31 +353,82 @@ __device__ __forceinline__ void put(Out* out, float left, float right)
 }
 #endif
 
-// Writes a tile of out, which has `rows` rows of `columns`. TURNED: out lies column by column.
-template <bool TURNED>
-__device__ __forceinline__ void store(Out* out, const float* bias, const Sums& sums,
-                                      const Item& item, long long rows, int columns)
+#if CLUSTER > 1
+// Adds up the sums of a cluster's blocks, in their order; each block all of some columns.
+struct Cluster {
+    static constexpr int COLUMNS = TILE_N / CLUSTER;
+    unsigned parity = 0;
+
+    // One arrival a warp at every block.
+    static __device__ __forceinline__ void tell(uint64* barrier)
+    {
+        __syncwarp();
+        if (threadIdx.x % 32 < CLUSTER) barrier_arrive_in(barrier, threadIdx.x % 32);
+    }
+    // Waits until every block has read what lies here.
+    __device__ __forceinline__ void finish() { barrier_wait_cluster(read(), parity ^ 1); }
+
+    __device__ __forceinline__ void gather(const Sums& sums, Block<COLUMNS>& total)
+    {
+        constexpr int THREADS_THAT_SUM = CONSUMERS * 128;
+        float4* mine = (float4*)(room + STAGES * STAGE) + threadIdx.x;
+        finish();
+#pragma unroll
+        for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+            for (int j = 0; j < TILE_N / 8; ++j) {
+                const float* d = sums.d[m] + 4 * j;
+                mine[(m * (TILE_N / 8) + j) * THREADS_THAT_SUM] =
+                    make_float4(d[0], d[1], d[2], d[3]);
+            }
+        tell(written());
+        barrier_wait_cluster(written(), parity);
+        total.clear();
+        const int first = cluster_rank() * (COLUMNS / 8);
+#pragma unroll
+        for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+            for (int j = 0; j < COLUMNS / 8; ++j)
+#pragma unroll
+                for (int rank = 0; rank < CLUSTER; ++rank) {
+                    const float4 v = load_from(
+                        mine + (m * (TILE_N / 8) + first + j) * THREADS_THAT_SUM, rank);
+                    float* d = total.d[m] + 4 * j;
+                    d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w;
+                }
+        tell(read());
+        parity ^= 1;
+    }
+};
+#endif
+
+// Writes columns of a tile of out, which has `rows` rows of `columns`, from `column` on. TURNED:
+// out lies column by column.
+template <class Consumer, bool TURNED, int COLUMNS>
+__device__ __forceinline__ void store(Out* out, const float* bias, const Block<COLUMNS>& sums,
+                                      const Item& item, long long column, long long rows,
+                                      long long columns)
 {
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    out += item.split * rows * columns;
+    const int t = threadIdx.x % 4;
+    if (PARTS) out += item.split * rows * columns;
 #pragma unroll
     for (int m = 0; m < ROWS_64; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const long long row =
-                item.row + warp / 4 * ROWS_64 * 64 + m * 64 + warp % 4 * 16 + g + 8 * half;
+                item.row + (threadIdx.x / 128 * ROWS_64 + m) * 64 + Consumer::row(half);
             if (row >= rows) continue;
 #pragma unroll
-            for (int j = 0; j < TILE_N / 8; ++j) {
-                const int column = item.column + 8 * j + 2 * t;
-                if (column >= columns) break;
+            for (int j = 0; j < COLUMNS / 8; ++j) {
+                const long long at = column + 8 * j + 2 * t;
+                if (at >= columns) break;
                 float left = sums.d[m][4 * j + 2 * half], right = sums.d[m][4 * j + 2 * half + 1];
-                if (bias) left += bias[column], right += bias[column + 1];
                 if (TURNED) {
-                    out[column * rows + row] = left;
-                    out[(column + 1) * rows + row] = right;
+                    out[at * rows + row] = left;
+                    if (at + 1 < columns) out[(at + 1) * rows + row] = right;
                 } else {
-                    put(out + row * columns + column, left, right);
+                    if (bias) left += bias[at], right += bias[at + 1];
+                    put(out + row * columns + at, left, right);
                 }
             }
         }
@@ -338,7 +437,7 @@ __device__ __forceinline__ void store(Out* out, const float* bias, const Sums& s
 // A whole block: copies as `copy` asks for them, products as `Consumer` makes them.
 template <class Consumer, bool TURNED, class Copy>
 __device__ __forceinline__ void run(const Items& items, Copy&& copy, Out* out, const float* bias,
-                                    long long rows, int columns)
+                                    long long rows, long long columns)
 {
     begin();
     if (threadIdx.x >= CONSUMERS * 128) {
@@ -349,10 +448,23 @@ __device__ __forceinline__ void run(const Items& items, Copy&& copy, Out* out, c
         Consumer consumer;
         Sums sums;
         Turn turn;
-        for (long long i = blockIdx.x; i < items.count(); i += gridDim.x) {
+#if CLUSTER > 1
+        Cluster cluster;
+#endif
+        for (long long i = items.first(); i < items.end(); i += items.step()) {
             const Item item = items[i];
             consumer.run(sums, item.count, turn);
-            store<TURNED>(out, bias, sums, item, rows, columns);
+#if CLUSTER > 1
+            Block<Cluster::COLUMNS> total;
+            cluster.gather(sums, total);
+            store<Consumer, TURNED>(out, bias, total, item,
+                                    item.column + cluster_rank() * Cluster::COLUMNS, rows, columns);
+#else
+            store<Consumer, TURNED>(out, bias, sums, item, item.column, rows, columns);
+#endif
         }
+#if CLUSTER > 1
+        cluster.finish();
+#endif
     }
 }

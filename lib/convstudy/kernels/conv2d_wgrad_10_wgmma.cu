@@ -14,7 +14,7 @@
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dy,
                       Out* __restrict__ dw, CONV2D_SIZES, int splits)
 {
@@ -31,15 +31,15 @@ conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
                           int tile) {
         for (int i = 0; i < TILE_M; i += 64)
             load_box(a + i * 128, dy, barrier, (int)item.row + i, tile * TILE_D);
-        for (int i = 0; i < TILE_N; i += 64) copy_x(b + i * 128, barrier, item.column + i, tile);
+        for (int i = 0; i < TILE_N; i += 64) copy_x(b + i * 128, barrier, (int)item.column + i, tile);
     };
     run<FromShared<1, 1>, false>(Items(K, weights, tiles, splits), copy, dw, nullptr, K, weights);
 #else
     const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
                           int tile) {
         for (int i = 0; i < TILE_M; i += 32) copy_x(a + i * 128, barrier, (int)item.row + i, tile);
-        load_box(b, dy, barrier, tile * TILE_D, item.column);
-        if (TERMS == 3) load_box(b + BYTES_B, dy, barrier, tile * TILE_D, K + item.column);
+        load_box(b, dy, barrier, tile * TILE_D, (int)item.column);
+        if (TERMS == 3) load_box(b + BYTES_B, dy, barrier, tile * TILE_D, K + (int)item.column);
     };
     run<ThroughRegisters<true>, true>(Items(weights, K, tiles, splits), copy, dw, nullptr, weights,
                                       K);

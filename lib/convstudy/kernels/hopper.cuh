@@ -59,6 +59,48 @@ __device__ __forceinline__ void barrier_wait(uint64* barrier, unsigned parity)
         "@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
 }
 
+// ---- clusters: blocks that run at the same time and see each other's shared memory
+__device__ __forceinline__ int cluster_rank()
+{
+    unsigned rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Where what lies at `shared` here lies in the block of that rank.
+__device__ __forceinline__ unsigned address_in(const void* shared, int rank)
+{
+    unsigned address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)),
+        "r"(rank));
+    return address;
+}
+// Arrives at a barrier of the block of that rank.
+__device__ __forceinline__ void barrier_arrive_in(uint64* barrier, int rank)
+{
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                     address_in(barrier, rank)) : "memory");
+}
+// As barrier_wait, where the arrivals come from other blocks.
+__device__ __forceinline__ void barrier_wait_cluster(uint64* barrier, unsigned parity)
+{
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+}
+__device__ __forceinline__ float4 load_from(const float4* shared, int rank)
+{
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address_in(shared, rank)) : "memory");
+    return v;
+}
+
 // ---- copies to shared memory, 128 bytes a line, their 16-byte chunks exchanged (chunk i of line l
 // lies at i ^ l % 8): what lies outside the array arrives as zeros. A barrier learns of the bytes.
 __device__ __forceinline__ void load_box(void* shared, const TensorMap& map, uint64* barrier,
