@@ -66,33 +66,36 @@ _MMA = _Family(
     splits=True,
     vector_out=2,
 )
-# A warp that computes 64 x 64 reads half as much for each product as one that computes 32 x 32.
-_MMA_BF16 = _Family(
-    (_Tile(2, 4, 64, 64), _Tile(2, 2, 64, 64), _Tile(2, 2, 64, 32), _Tile(2, 2, 32, 32)),
-    1000,
-    splits=True,
-    vector_out=4,
-)
+# With one product a pair of operands, what warps read from shared memory is the limit: one that
+# computes 64 x 64 reads half as much for each product as one that computes 32 x 32. Three products
+# need the registers for a second set of sums.
+_LARGE = (_Tile(2, 4, 64, 64), _Tile(2, 2, 64, 64), _Tile(2, 2, 64, 32), _Tile(2, 2, 32, 32))
+_MMA_TF32 = _Family(_LARGE, 500, splits=True, vector_out=2)
+_MMA_BF16 = _Family(_LARGE, 1000, splits=True, vector_out=4)
 _FAMILIES = {
-    ("5_vectors", "float32"): _Family(_SIMT, 60, stages=1),
-    ("6_stages", "float32"): _Family(_SIMT, 60),
-    ("7_warp_tiles", "float32"): _Family(_SIMT, 90),
-    ("8_mma", "float32"): _MMA,
-    ("8_mma", "bfloat16"): _MMA_BF16,
+    ("5_vectors", "fp32"): _Family(_SIMT, 60, stages=1),
+    ("6_stages", "fp32"): _Family(_SIMT, 60),
+    ("7_warp_tiles", "fp32"): _Family(_SIMT, 90),
+    ("8_mma", "fp32"): _MMA,
+    ("8_mma", "tf32"): _MMA_TF32,
+    ("8_mma", "bf16"): _MMA_BF16,
 }
+RUNGS = tuple(sorted({rung for rung, _ in _FAMILIES}))
 
 
 def _rung(kernel):
     return kernel.split("_", 2)[2]
 
 
-def _family(kernel, dtype):
-    return _FAMILIES[_rung(kernel), dtype]
+def _family(kernel, precision):
+    # Where TF32 is asked for, a kernel without it does what it always does.
+    rung = _rung(kernel)
+    return _FAMILIES.get((rung, precision)) or _FAMILIES[rung, "fp32"]
 
 
 def takes_bf16(kernel):
     """Return whether `kernel` takes arrays of bfloat16."""
-    return (_rung(kernel), "bfloat16") in _FAMILIES
+    return (_rung(kernel), "bf16") in _FAMILIES
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _pass(kernel):
 @functools.cache
 def best(kernel, problem, device):
     """Return the tile, and over how many blocks each sum is split, that cost least."""
-    needed, family = product(_pass(kernel), problem), _family(kernel, problem.dtype)
+    needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
     choices = [
         (tile, splits)
         for tile in family.tiles
@@ -194,7 +197,7 @@ def plan(kernel, problem, device, choice=None):
 
     `choice` is a tile and a number of splits, by default the `best`.
     """
-    needed, family = product(_pass(kernel), problem), _family(kernel, problem.dtype)
+    needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
     tile, splits = choice or best(kernel, problem, device)
     p = problem
     vector = _VECTOR_BYTES // p.itemsize
@@ -213,8 +216,8 @@ def plan(kernel, problem, device, choice=None):
         ("VECTOR_B", 1 if needed.of_b % vector else vector),
         ("VECTOR_OUT", 1 if needed.of_out % vector_out else vector_out),
     )
-    if family is _MMA:
-        defines += (("TERMS", 3 if p.precision == "fp32" else 1),)
+    if family in (_MMA, _MMA_TF32):
+        defines += (("TERMS", 3 if family is _MMA else 1),)
     elif family is _MMA_BF16:
         defines += (("BF16", 1), ("PARTS", int(splits > 1)))
     main = (

@@ -9,8 +9,8 @@
 //           them, pixels l / 4 and l / 4 + 8, filters 2 (l % 4) and the next.
 // Shared    4 STAGES 36 (TILE_M + TILE_N) bytes, dynamic: 82,944 with the defaults.
 // Source    Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014 (implicit GEMM);
-//           PTX ISA, "mma.m16n8k8", "ldmatrix" and "cp.async"; Ootomo and Yokota, "Recovering single precision
-//           accuracy from Tensor Cores", 2022 (two TF32 numbers, a sum outside).
+//           PTX ISA, "mma.m16n8k8", "ldmatrix" and "cp.async"; Ootomo and Yokota, "Recovering
+//           single precision accuracy from Tensor Cores", 2022 (two TF32 numbers, a sum outside).
 #include "conv2d.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"

@@ -4,10 +4,10 @@
 //
 // bf16      Operands as they are; their products are exact in fp32. Tensor cores drop what does not
 //           fit their sum, which is far less than what rounding the result drops.
-// fp32      TERMS 1: operands rounded to TF32. TERMS 3: each operand is the sum of two TF32
-//           numbers, and the three larger of the four products are added: fp32, to a bit or so.
-//           Over a long DEPTH, what tensor cores drop would add up to a bias. So each tile has a
-//           sum of its own, which is then added with rounding.
+// fp32      TERMS 1: operands rounded to TF32, summed as bf16 is. TERMS 3: each operand is the sum
+//           of two TF32 numbers, and the three larger of the four products are added: fp32, to a
+//           bit or so. Over a long DEPTH, what tensor cores drop would add up to a bias. So each
+//           tile has a sum of its own, which is then added with rounding.
 #ifndef TERMS
 #define TERMS 3
 #endif
@@ -81,7 +81,7 @@ struct Product {
     __device__ __forceinline__ void run(A& a, B& b, int tiles)
     {
         for_each_tile(a, b, tiles, [&](const Element* tile_a, const Element* tile_b) {
-            if constexpr (BF16) {
+            if constexpr (BF16 || TERMS == 1) {
                 add(sum, tile_a, tile_b);
                 return;
             }

@@ -15,7 +15,10 @@ from convstudy.device import CPU, EMULATOR
 from convstudy.problem import BFLOAT16, ConvProblem
 
 PASSES = ("fprop", "dgrad", "wgrad")
-KERNELS = [row.id for row in algorithm.ALGORITHMS.values() if row.plan and "NHWC" in row.layouts]
+# Those that `gemm` plans.
+KERNELS = [
+    row.id for row in algorithm.ALGORITHMS.values() if row.id.endswith(gemm.RUNGS) and row.plan
+]
 MMA = [kernel for kernel in KERNELS if kernel.endswith("_mma")]
 # Where TF32 is asked for, those that compute fp32 do what they always do.
 CASES = [
@@ -131,9 +134,8 @@ def test_split_sums_and_single_numbers_are_among_those_tested(kernel, precision,
 TILED = [
     (kernel, precision, tile, splits)
     for kernel, precision in CASES
-    if precision != "tf32"
-    for tile in gemm._family(kernel, DTYPES[precision]).tiles
-    for splits in ((1, 3, 4) if kernel in MMA else (1,))
+    for tile in gemm._family(kernel, precision).tiles
+    for splits in ((1,) if kernel not in MMA else (3,) if precision == "tf32" else (1, 3, 4))
 ]
 
 
