@@ -27,39 +27,42 @@ using Consumer = ThroughRegisters<false>;
 using Consumer = FromShared<0, BF16>;
 #endif
 
+struct Copies {
+    const TensorMap &dy, &w;
+    int H, W, C, K, pad_h, pad_w, c;
+    Pixels at;
+    Taps taps;
+
+    __device__ __forceinline__ void start(const Item& item)
+    {
+        at = Pixels(FILTERS_FIRST ? item.column : item.row, W, H);
+        const int tap = item.first % (R * S);
+        taps = {tap % S, tap / S, item.first / (R * S) * TILE_D};
+        c = FILTERS_FIRST ? item.row : item.column;
+    }
+    __device__ __forceinline__ void next(unsigned char* a, unsigned char* b, uint64* barrier)
+    {
+        const int tap = taps.r * S + taps.s, k = taps.channel;
+        load_im2col(FILTERS_FIRST ? b : a, dy, barrier, k, at.w - (S - 1 - pad_w),
+                    at.h - (R - 1 - pad_h), at.n, S - 1 - taps.s, R - 1 - taps.r);
+#if FILTERS_FIRST
+        for (int i = 0; i < TILE_M; i += TILE_D) load_box(a + i * 128, w, barrier, c + i, tap, k);
+#elif BF16
+        for (int i = 0; i < TILE_N; i += TILE_D) load_box(b + i * 128, w, barrier, c + i, tap, k);
+#else
+        load_box(b, w, barrier, tap * K + k, c);
+        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * K + k, C + c);
+#endif
+        taps.next_tap();
+    }
+};
+
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,
                       Out* __restrict__ dx, CONV2D_SIZES, int splits)
 {
     const int pixels = N * H * W;
-    const int tiles = R * S * K / TILE_D;
-    // The pixels of dy that a tap of the turned filters meets, from one of dx on.
-    const auto copy_dy = [&](unsigned char* to, uint64* barrier, int pixel, int k, int tap) {
-        const int v = pixel % W, h = pixel / W % H, n = pixel / W / H, r = tap / S, s = tap % S;
-        load_im2col(to, dy, barrier, k, v - (S - 1 - pad_w), h - (R - 1 - pad_h), n, S - 1 - s,
-                    R - 1 - r);
-    };
-    const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
-                          int tile) {
-        const int tap = tile % (R * S), k = tile / (R * S) * TILE_D;
-#if FILTERS_FIRST
-        for (int i = 0; i < TILE_M; i += 32)
-            load_box(a + i * 128, w, barrier, item.row + i, tap, k);
-        copy_dy(b, barrier, item.column, k, tap);
-#else
-        copy_dy(a, barrier, item.row, k, tap);
-        const int c = item.column;
-#if BF16
-        for (int i = 0; i < TILE_N; i += 64) load_box(b + i * 128, w, barrier, c + i, tap, k);
-#else
-        load_box(b, w, barrier, tap * K + k, c);
-        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * K + k, C + c);
-#endif
-#endif
-    };
-#if FILTERS_FIRST
-    run<Consumer, true>(Items(C, pixels, tiles, splits), copy, dx, nullptr, C, pixels);
-#else
-    run<Consumer, false>(Items(pixels, C, tiles, splits), copy, dx, nullptr, pixels, C);
-#endif
+    run<Consumer, FILTERS_FIRST>(Copies{dy, w, H, W, C, K, pad_h, pad_w}, dx, nullptr,
+                                 FILTERS_FIRST ? C : pixels, FILTERS_FIRST ? pixels : C,
+                                 R * S * K / TILE_D, splits);
 }

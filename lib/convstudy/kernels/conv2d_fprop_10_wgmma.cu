@@ -21,19 +21,35 @@ using Consumer = ThroughRegisters<false>;
 using Consumer = FromShared<0, 0>;
 #endif
 
+struct Copies {
+    const TensorMap &x, &w;
+    int P, Q, C, K, pad_h, pad_w, k;
+    Pixels at;
+    Taps taps;
+
+    __device__ __forceinline__ void start(const Item& item)
+    {
+        at = Pixels(item.row, Q, P);
+        const int tap = item.first % (R * S);
+        taps = {tap % S, tap / S, item.first / (R * S) * TILE_D};
+        k = item.column;
+    }
+    __device__ __forceinline__ void next(unsigned char* a, unsigned char* b, uint64* barrier)
+    {
+        const int depth = (taps.r * S + taps.s) * C + taps.channel;
+        load_im2col(a, x, barrier, taps.channel, at.w * STRIDE_W - pad_w,
+                    at.h * STRIDE_H - pad_h, at.n, taps.s, taps.r);
+        load_box(b, w, barrier, depth, k);
+        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, depth, K + k);
+        taps.next_tap();
+    }
+};
+
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
                       const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
                       int splits)
 {
-    const int rows = N * P * Q;
-    const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
-                          int tile) {
-        const int tap = tile % (R * S), c = tile / (R * S) * TILE_D;
-        const int q = item.row % Q, p = item.row / Q % P, n = item.row / Q / P;
-        load_im2col(a, x, barrier, c, q - pad_w, p - pad_h, n, tap % S, tap / S);
-        load_box(b, w, barrier, tap * C + c, item.column);
-        if (TERMS == 3) load_box(b + BYTES_B, w, barrier, tap * C + c, K + item.column);
-    };
-    run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits), copy, y, bias, rows, K);
+    run<Consumer, false>(Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, N * P * Q, K,
+                         R * S * C / TILE_D, splits);
 }

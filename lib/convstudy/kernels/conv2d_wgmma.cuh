@@ -143,19 +143,56 @@ __device__ __forceinline__ void begin()
 #endif
 }
 
-// The producer: copy(a, b, barrier, item, tile) asks for both operands' tiles.
-template <class Copy>
-__device__ __forceinline__ void produce(const Items& items, Copy&& copy)
+// A run of pixels under one tap, from which a map's copy starts: those of an output (or, backwards,
+// of an input) whose first is `pixel`.
+struct Pixels {
+    int w, h, n;
+
+    __device__ __forceinline__ Pixels() = default;
+    __device__ __forceinline__ Pixels(int pixel, int width, int height)
+        : w(pixel % width), h(pixel / width % height), n(pixel / width / height)
+    {
+    }
+};
+
+// Goes over taps and channels; whichever is named first runs fastest.
+struct Taps {
+    int s, r, channel;
+
+    __device__ __forceinline__ void next_tap()
+    {
+        if (++s < S) return;
+        s = 0;
+        if (++r < R) return;
+        r = 0;
+        channel += TILE_D;
+    }
+    __device__ __forceinline__ void next_channels(int count, int channels)
+    {
+        channel += count;
+        if (channel < channels) return;
+        channel = 0;
+        if (++s < S) return;
+        s = 0;
+        ++r;
+    }
+};
+
+// The producer: copies.start(item), then copies.next(a, b, barrier) asks for each tile of both
+// operands in turn. One thread does it all, so that no division is left to a single tile.
+template <class Copies>
+__device__ __forceinline__ void produce(const Items& items, Copies& copies)
 {
     if (threadIdx.x != CONSUMERS * 128) return;
     Turn turn;
     for (unsigned i = items.first(); i < items.end(); i += items.step()) {
         const Item item = items[i];
-        for (int tile = item.first; tile < item.first + item.count; ++tile, turn.next()) {
+        copies.start(item);
+        for (int tile = 0; tile < item.count; ++tile, turn.next()) {
             barrier_wait(empty(turn.stage), turn.parity ^ 1);
             barrier_expect(full(turn.stage), STAGE);
             unsigned char* stage = room + turn.stage * STAGE;
-            copy(stage, stage + BYTES_A, full(turn.stage), item, tile);
+            copies.next(stage, stage + BYTES_A, full(turn.stage));
         }
     }
 }
@@ -446,15 +483,16 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
         }
 }
 
-// A whole block: copies as `copy` asks for them, products as `Consumer` makes them.
-template <class Consumer, bool TURNED, class Copy>
-__device__ __forceinline__ void run(const Items& items, Copy&& copy, Out* out, const float* bias,
-                                    int rows, int columns)
+// A whole block: copies as `copies` asks for them, products as `Consumer` makes them.
+template <class Consumer, bool TURNED, class Copies>
+__device__ __forceinline__ void run(Copies&& copies, Out* out, const float* bias, int rows,
+                                    int columns, int tiles, int splits)
 {
+    const Items items(rows, columns, tiles, splits);
     begin();
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();
-        produce(items, copy);
+        produce(items, copies);
     } else {
         take_registers<REGISTERS_CONSUMER>();
         Consumer consumer;

@@ -14,34 +14,53 @@
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
 
+// Whether taps and channels, and with them x, are rows.
+constexpr bool X_FIRST = !BF16;
+
+struct Copies {
+    const TensorMap &x, &dy;
+    int P, Q, C, K, pad_h, pad_w, k, pixel;
+    Pixels at;
+    Taps first;
+
+    __device__ __forceinline__ void start(const Item& item)
+    {
+        const int of = X_FIRST ? item.row : item.column, tap = of / C;
+        k = X_FIRST ? item.column : item.row;
+        first = {tap % S, tap / S, of % C};
+        pixel = item.first * TILE_D;
+        at = Pixels(pixel, Q, P);
+    }
+    __device__ __forceinline__ void next(unsigned char* a, unsigned char* b, uint64* barrier)
+    {
+        Taps taps = first;
+        for (int i = 0; i < (X_FIRST ? TILE_M : TILE_N); i += TILE_D) {
+            load_im2col((X_FIRST ? a : b) + i * 128, x, barrier, taps.channel, at.w * STRIDE_W - pad_w,
+                        at.h * STRIDE_H - pad_h, at.n, taps.s, taps.r);
+            taps.next_channels(TILE_D, C);
+        }
+        if (X_FIRST)
+            load_box(b, dy, barrier, pixel, k);
+        else
+            for (int i = 0; i < TILE_M; i += TILE_D)
+                load_box(a + i * 128, dy, barrier, k + i, pixel);
+        if (TERMS == 3) load_box(b + BYTES_B, dy, barrier, pixel, K + k);
+        pixel += TILE_D;
+        for (at.w += TILE_D; at.w >= Q; at.w -= Q)
+            if (++at.h == P) at.h = 0, ++at.n;
+    }
+};
+
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dy,
                       Out* __restrict__ dw, CONV2D_SIZES, int splits)
 {
-    const int pixels = N * P * Q;
-    const int weights = R * S * C, tiles = (pixels - 1) / TILE_D + 1;
-    // The tile of x under the tap and channels of one row or column, `of`.
-    const auto copy_x = [&](unsigned char* to, uint64* barrier, int of, int tile) {
-        const int pixel = tile * TILE_D, q = pixel % Q, p = pixel / Q % P, n = pixel / Q / P;
-        const int tap = of / C;
-        load_im2col(to, x, barrier, of % C, q - pad_w, p - pad_h, n, tap % S, tap / S);
-    };
+    const int pixels = N * P * Q, weights = R * S * C, tiles = (pixels - 1) / TILE_D + 1;
 #if BF16
-    const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
-                          int tile) {
-        for (int i = 0; i < TILE_M; i += 64)
-            load_box(a + i * 128, dy, barrier, item.row + i, tile * TILE_D);
-        for (int i = 0; i < TILE_N; i += 64) copy_x(b + i * 128, barrier, item.column + i, tile);
-    };
-    run<FromShared<1, 1>, false>(Items(K, weights, tiles, splits), copy, dw, nullptr, K, weights);
+    using Consumer = FromShared<1, 1>;
 #else
-    const auto copy = [&](unsigned char* a, unsigned char* b, uint64* barrier, const Item& item,
-                          int tile) {
-        for (int i = 0; i < TILE_M; i += 32) copy_x(a + i * 128, barrier, item.row + i, tile);
-        load_box(b, dy, barrier, tile * TILE_D, item.column);
-        if (TERMS == 3) load_box(b + BYTES_B, dy, barrier, tile * TILE_D, K + item.column);
-    };
-    run<ThroughRegisters<true>, true>(Items(weights, K, tiles, splits), copy, dw, nullptr, weights,
-                                      K);
+    using Consumer = ThroughRegisters<true>;
 #endif
+    run<Consumer, X_FIRST>(Copies{x, dy, P, Q, C, K, pad_h, pad_w}, dw, nullptr,
+                           X_FIRST ? weights : K, X_FIRST ? K : weights, tiles, splits);
 }
