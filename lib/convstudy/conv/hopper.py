@@ -13,6 +13,8 @@ from convstudy.tensor_map import LINE_BYTES, TensorMap
 _SHARED_BYTES = 228 * 1024
 _RESERVED_BYTES = 1024 + 256
 _MOST_STAGES = 8
+# In which a warpgroup's lanes exchange what they store.
+_EXCHANGE_BYTES = 4 * 2048
 # How far a corner of an im2col map may lie outside (cuTensorMapEncodeIm2col, four dimensions).
 _FARTHEST = 127
 # How many blocks may share a sum as a cluster, on every GPU that has clusters.
@@ -44,19 +46,17 @@ class _Tile:
     def stage_bytes(self, terms):
         return LINE_BYTES * (self.m + self.n * (2 if terms == 3 else 1))
 
-    def sums_bytes(self, cluster):
-        return 4 * self.m * self.n if cluster > 1 else 0
+    def _behind_bytes(self, cluster):
+        sums = 4 * self.m * self.n if cluster > 1 else 0
+        return sums + _EXCHANGE_BYTES * self.consumers
 
     def stages(self, terms, cluster=1):
-        room = _SHARED_BYTES // self.blocks - _RESERVED_BYTES - self.sums_bytes(cluster)
+        room = _SHARED_BYTES // self.blocks - _RESERVED_BYTES - self._behind_bytes(cluster)
         return min(_MOST_STAGES, room // self.stage_bytes(terms))
 
     def shared_bytes(self, terms, cluster=1):
-        return (
-            self.stages(terms, cluster) * (self.stage_bytes(terms) + 16)
-            + self.sums_bytes(cluster)
-            + 16
-        )
+        stages = self.stages(terms, cluster)
+        return stages * (self.stage_bytes(terms) + 16) + self._behind_bytes(cluster) + 16
 
 
 # fp32 needs a second set of sums and the parts of its rows in registers.

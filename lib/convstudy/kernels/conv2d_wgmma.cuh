@@ -63,16 +63,21 @@ constexpr int BYTES_A = TILE_M * 128;
 constexpr int BYTES_B = TILE_N * 128;
 constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
 
-// Behind the stages: what a cluster's blocks show each other, and the barriers.
+// Behind the stages: what a cluster's blocks show each other.
 constexpr int BYTES_SUMS = CLUSTER > 1 ? TILE_M * TILE_N * 4 : 0;
+
+// Behind those, what the lanes of a warp exchange.
+constexpr int EXCHANGE = 2048;
+constexpr int BYTES_EXCHANGE = CONSUMERS * 4 * EXCHANGE;
 
 extern __shared__ __align__(1024) unsigned char room[];
 
 __device__ __forceinline__ uint64* full(int stage)
 {
-    return (uint64*)(room + STAGES * STAGE + BYTES_SUMS) + stage;
+    return (uint64*)(room + STAGES * STAGE + BYTES_SUMS + BYTES_EXCHANGE) + stage;
 }
 __device__ __forceinline__ uint64* empty(int stage) { return full(STAGES + stage); }
+__device__ __forceinline__ unsigned char* exchange() { return room + STAGES * STAGE + BYTES_SUMS; }
 // That every block's sums are there, and that every block has read them.
 __device__ __forceinline__ uint64* written() { return full(2 * STAGES); }
 __device__ __forceinline__ uint64* read() { return full(2 * STAGES + 1); }
@@ -373,22 +378,6 @@ struct ThroughRegisters {
     }
 };
 
-#if BF16 && !PARTS
-using Out = bf16;
-
-__device__ __forceinline__ void put(Out* out, float left, float right)
-{
-    *(unsigned*)out = to_bf16x2(left, right);
-}
-#else
-using Out = float;
-
-__device__ __forceinline__ void put(Out* out, float left, float right)
-{
-    *(float2*)out = make_float2(left, right);
-}
-#endif
-
 #if CLUSTER > 1
 // Adds up the sums of a cluster's blocks, in their order; each block all of some columns.
 struct Cluster {
@@ -438,49 +427,80 @@ struct Cluster {
 };
 #endif
 
+#if BF16 && !PARTS
+using Out = bf16;
+constexpr int OUT_BYTES = 2;
+#else
+using Out = float;
+constexpr int OUT_BYTES = 4;
+#endif
+
 // Writes columns of a tile of out, which has `rows` rows of `columns`, from `column` on. TURNED:
-// out lies column by column. Addresses are made once a row: made once a number they took longer
-// than the products of a short sum.
+// out lies column by column. A warp's 16 rows go through shared memory, where its lanes exchange
+// them, so that what it stores at once is whole lines of 128 bytes (TURNED: whole sectors of 32).
+// Straight from the registers it would be halves of sectors, at twice the time.
 template <class Consumer, bool TURNED, int COLUMNS>
 __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS>& sums,
                                       const Item& item, int column, int rows, int columns)
 {
-    const int t = threadIdx.x % 4;
-    column += 2 * t;
-    const int left = columns - column;
-    if (bias) {
-#pragma unroll
-        for (int j = 0; j < COLUMNS / 8; ++j) {
-            const float b0 = 8 * j < left ? bias[column + 8 * j] : 0.0f;
-            const float b1 = 8 * j < left ? bias[column + 8 * j + 1] : 0.0f;
-#pragma unroll
-            for (int m = 0; m < ROWS_64; ++m) {
-                float* d = sums.d[m] + 4 * j;
-                d[0] += b0, d[1] += b1, d[2] += b0, d[3] += b1;
-            }
-        }
-    }
+    constexpr int ONCE = TURNED ? 32 : 128 / OUT_BYTES;  // columns at once
+    constexpr int PASS = COLUMNS < ONCE ? COLUMNS : ONCE;
+    constexpr int CHUNKS = TURNED ? 4 : PASS * OUT_BYTES / 16;  // of 16 bytes, in a line
+    constexpr int LINES = TURNED ? PASS : 16;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    unsigned char* mine = exchange() + warp * EXCHANGE;
     if (PARTS) out += (size_t)item.split * rows * columns;
 #pragma unroll
-    for (int m = 0; m < ROWS_64; ++m)
+    for (int m = 0; m < ROWS_64; ++m) {
+        const int row = item.row + (warp / 4 * ROWS_64 + m) * 64;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row =
-                item.row + (threadIdx.x / 128 * ROWS_64 + m) * 64 + Consumer::row(half);
-            if (row >= rows) continue;
-            Out* to = out + (TURNED ? (size_t)column * rows + row : (size_t)row * columns + column);
+        for (int pass = 0; pass < COLUMNS; pass += PASS) {
 #pragma unroll
-            for (int j = 0; j < COLUMNS / 8; ++j) {
-                const float* d = sums.d[m] + 4 * j + 2 * half;
-                if (TURNED) {
-                    if (8 * j < left) to[0] = d[0];
-                    if (8 * j + 1 < left) to[rows] = d[1];
-                    to += 8 * (size_t)rows;
-                } else if (8 * j < left) {
-                    put(to + 8 * j, d[0], d[1]);
+            for (int j = 0; j < PASS / 8; ++j) {
+                const float* d = sums.d[m] + (pass / 8 + j) * 4;
+                const int at = column + pass + 8 * j + 2 * t;
+                const float b0 = bias && at < columns ? bias[at] : 0.0f;
+                const float b1 = bias && at < columns ? bias[at + 1] : 0.0f;
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float left = d[2 * half] + b0, right = d[2 * half + 1] + b1;
+                    if (TURNED) {
+                        // Line: a column. The rows of a half lie 4 by 4, g / 4 * 8 apart.
+                        const int line = 8 * j + 2 * t, chunk = (g / 4 * 2 + half) ^ t;
+                        float* to = (float*)(mine + line * 64 + chunk * 16) + g % 4;
+                        to[0] = left;
+                        to[16] = right;
+                    } else {
+                        const int line = g + 8 * half, byte = (8 * j + 2 * t) * OUT_BYTES;
+                        const int chunk = (byte / 16) ^ (line % CHUNKS);
+                        unsigned char* to = mine + line * (CHUNKS * 16) + chunk * 16 + byte % 16;
+                        if (OUT_BYTES == 2)
+                            *(unsigned*)to = to_bf16x2(left, right);
+                        else
+                            *(float2*)to = make_float2(left, right);
+                    }
                 }
             }
+            __syncwarp();
+#pragma unroll
+            for (int i = lane; i < LINES * CHUNKS; i += 32) {
+                const int line = i / CHUNKS, chunk = i % CHUNKS;
+                const int moved = TURNED ? chunk ^ (line / 2 % 4) : chunk ^ (line % CHUNKS);
+                const float4 v = *(const float4*)(mine + line * (CHUNKS * 16) + moved * 16);
+                if (TURNED) {
+                    const int c = column + pass + line;
+                    const int r = row + Consumer::row(0) - (g / 4 * 16 + g % 4) +
+                                  chunk / 2 * 16 + chunk % 2 * 4;
+                    if (c < columns && r < rows) *(float4*)(out + (size_t)c * rows + r) = v;
+                } else {
+                    const int c = column + pass + chunk * (16 / OUT_BYTES);
+                    const int r = row + warp % 4 * 16 + line;
+                    if (c < columns && r < rows) *(float4*)(out + (size_t)r * columns + c) = v;
+                }
+            }
+            __syncwarp();
         }
+    }
 }
 
 // A whole block: copies as `copies` asks for them, products as `Consumer` makes them.
