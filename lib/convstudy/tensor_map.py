@@ -48,7 +48,8 @@ class TensorMap:
     sizes : tuple of int
         Elements along each dimension, the innermost first; up to four.
     box : tuple of int
-        Elements that one copy brings along each dimension; or, with corners, (channels, pixels).
+        Elements that one copy brings along each dimension, one along the fourth; or, with corners,
+        (channels, pixels).
     lower, upper : (int, int) or None
         Corners of an im2col map along W and H: where the first pixel of a row of outputs begins,
         from the first of the array's, and where the last does, from the array's last.
@@ -90,7 +91,7 @@ class TensorMap:
         fields["address"] = array.ctypes.data
         fields["sizes"] = _filled(self.sizes, 4, 1)
         fields["strides"] = _filled(self.strides, 3, 0)
-        fields["box"] = _filled(self.box, 3, 0 if self.lower else 1)
+        fields["box"] = _filled(self.box[:3], 3, 0 if self.lower else 1)
         fields["lower"] = self.lower or (0, 0)
         fields["upper"] = self.upper or (0, 0)
         fields["steps"] = self.steps

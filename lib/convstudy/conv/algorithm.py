@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convstudy.compile import Launch
-from convstudy.conv import cpu, gemm, hopper
+from convstudy.conv import cpu, gemm, halo, hopper
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -247,6 +247,7 @@ def _implicit(family, kernel, idea):
 
 _gemm = functools.partial(_implicit, gemm)
 _hopper = functools.partial(_implicit, hopper)
+_halo = functools.partial(_implicit, halo)
 
 
 def _through_blas(compute):
@@ -315,6 +316,8 @@ _ROWS = (
     _hopper("conv2d_fprop_10_wgmma", "warpgroups, fed by the tensor memory accelerator"),
     _hopper("conv2d_dgrad_10_wgmma", "warpgroups, back to the input"),
     _hopper("conv2d_wgrad_10_wgmma", "warpgroups, back to the filters"),
+    _halo("conv2d_fprop_11_halo", "patches with their halo, once for all taps"),
+    _halo("conv2d_dgrad_11_halo", "patches with their halo, back to the input"),
 )
 
 ALGORITHMS = {row.id: row for row in _ROWS}

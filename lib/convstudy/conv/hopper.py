@@ -10,11 +10,11 @@ from convstudy.conv import gemm
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # What blocks of one multiprocessor share, less what the system takes of each, and the barriers.
-_SHARED_BYTES = 228 * 1024
-_RESERVED_BYTES = 1024 + 256
-_MOST_STAGES = 8
+SHARED_BYTES = 228 * 1024
+RESERVED_BYTES = 1024 + 256
+MOST_STAGES = 8
 # In which a warpgroup's lanes exchange what they store.
-_EXCHANGE_BYTES = 4 * 2048
+EXCHANGE_BYTES = 4 * 2048
 # How far a corner of an im2col map may lie outside (cuTensorMapEncodeIm2col, four dimensions).
 _FARTHEST = 127
 # How many blocks may share a sum as a cluster, on every GPU that has clusters.
@@ -48,11 +48,11 @@ class _Tile:
 
     def _behind_bytes(self, cluster):
         sums = 4 * self.m * self.n if cluster > 1 else 0
-        return sums + _EXCHANGE_BYTES * self.consumers
+        return sums + EXCHANGE_BYTES * self.consumers
 
     def stages(self, terms, cluster=1):
-        room = _SHARED_BYTES // self.blocks - _RESERVED_BYTES - self._behind_bytes(cluster)
-        return min(_MOST_STAGES, room // self.stage_bytes(terms))
+        room = SHARED_BYTES // self.blocks - RESERVED_BYTES - self._behind_bytes(cluster)
+        return min(MOST_STAGES, room // self.stage_bytes(terms))
 
     def shared_bytes(self, terms, cluster=1):
         stages = self.stages(terms, cluster)
@@ -99,7 +99,7 @@ def _product(which, problem, tile):
     return _Pass(needed.rows, needed.columns, needed.depth)
 
 
-def _depth(problem):
+def depth(problem):
     """Return how many places of DEPTH a line of 128 bytes holds."""
     return LINE_BYTES // problem.itemsize
 
@@ -120,7 +120,7 @@ def supports(kernel, problem, device):
         return False, f"it needs Hopper's wgmma (compute capability 9.0); {device.name} has none"
     if which == "dgrad" and p.stride != (1, 1):
         return False, f"it turns filters, which serves a stride of 1; the stride is {p.stride}"
-    lines = _depth(p)
+    lines = depth(p)
     for letter, channels in (("C", p.c), ("K", p.k)):
         if channels % lines:
             return False, (
@@ -154,10 +154,15 @@ def choices(kernel, problem, device):
         needed = _product(which, problem, tile)
         # Sums that fill the multiprocessors once, twice or thrice; and those that clusters share.
         slots, blocks = device.sm_count * tile.blocks, needed.blocks(tile)
-        most = min(_MOST_SPLITS, math.ceil(needed.depth / _depth(problem)) // 2)
+        most = min(_MOST_SPLITS, math.ceil(needed.depth / depth(problem)) // 2)
         splits = {1, *_CLUSTERS, *(times * slots // blocks for times in (1, 2, 3))}
         found += [(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most]
     return found
+
+
+def cost(kernel, problem, device):
+    """Estimate the cycles of the best choice."""
+    return _cost(kernel, problem, *best(kernel, problem, device), device)
 
 
 def _cost(kernel, problem, tile, splits, device):
@@ -171,7 +176,7 @@ def _cost(kernel, problem, tile, splits, device):
     items = needed.blocks(tile) * splits
     together = min(tile.blocks, math.ceil(items / device.sm_count))
     rounds = math.ceil(items / (device.sm_count * together))
-    steps = math.ceil(math.ceil(needed.depth / _depth(problem)) / splits)
+    steps = math.ceil(math.ceil(needed.depth / depth(problem)) / splits)
     # A multiprocessor multiplies 1024 pairs of TF32 in a cycle, or twice as many of bf16, of
     # which a line holds as many more; 48 bytes a cycle come from L2.
     multiplying = together * terms * tile.m * tile.n / 32 / 0.91
@@ -252,7 +257,7 @@ def _sequence(which, ready, main, needed, splits, dtype):
     return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)
 
 
-def _ready(lines, depth, turn, terms, order, inner=None):
+def make_ready(lines, depth, turn, terms, order, inner=None):
     """Return the launch that makes an operand ready, and the shape of what it makes."""
     padded = -(-depth // 32) * 32
     launch = Launch(
@@ -265,13 +270,13 @@ def _ready(lines, depth, turn, terms, order, inner=None):
     return launch, (2 if terms == 3 else 1, lines, padded)
 
 
-def _dtype(problem):
+def map_dtype(problem):
     if problem.dtype == "bfloat16":
         return "bfloat16"
     return "tf32" if problem.precision == "tf32" else "float32"
 
 
-def _lines(dtype, sizes, lines):
+def lines_map(dtype, sizes, lines):
     """Return the map of a matrix whose lines lie side by side, `lines` of them at a time."""
     return TensorMap(dtype, sizes, (LINE_BYTES // (2 if dtype == "bfloat16" else 4), lines))
 
@@ -295,14 +300,14 @@ def _x_map(problem, dtype, pixels):
 
 
 def _fprop(problem, tile, terms):
-    p, dtype = problem, _dtype(problem)
-    ready = _ready(p.k, p.terms, False, terms, True) if terms == 3 else None
+    p, dtype = problem, map_dtype(problem)
+    ready = make_ready(p.k, p.terms, False, terms, True) if terms == 3 else None
     w_lines = p.k * (2 if terms == 3 else 1)
-    return ready, (_x_map(p, dtype, tile.m), _lines(dtype, (p.terms, w_lines), tile.n))
+    return ready, (_x_map(p, dtype, tile.m), lines_map(dtype, (p.terms, w_lines), tile.n))
 
 
 def _dgrad(problem, tile, terms):
-    p, dtype = problem, _dtype(problem)
+    p, dtype = problem, map_dtype(problem)
     taps, channels = p.r * p.s, LINE_BYTES // p.itemsize
     lower = (p.padding[1] - (p.s - 1), p.padding[0] - (p.r - 1))
     upper = (p.w - p.q + lower[0], p.h - p.p + lower[1])
@@ -310,20 +315,20 @@ def _dgrad(problem, tile, terms):
     dy = _pixels(dtype, (p.k, p.q, p.p, p.n), pixels, lower, upper)
     if dtype == "bfloat16" or tile.filters_first:
         return None, (dy, TensorMap(dtype, (p.c, taps, p.k), (channels, 1, channels)))
-    ready = _ready(p.c, taps * p.k, True, terms, terms == 3, p.k)
+    ready = make_ready(p.c, taps * p.k, True, terms, terms == 3, p.k)
     w_lines = p.c * (2 if terms == 3 else 1)
-    return ready, (dy, _lines(dtype, (taps * p.k, w_lines), tile.n))
+    return ready, (dy, lines_map(dtype, (taps * p.k, w_lines), tile.n))
 
 
 def _wgrad(problem, tile, terms):
-    p, dtype = problem, _dtype(problem)
+    p, dtype = problem, map_dtype(problem)
     pixels = p.n * p.p * p.q
-    x = _x_map(p, dtype if terms == 1 else "float32", _depth(p))
+    x = _x_map(p, dtype if terms == 1 else "float32", depth(p))
     if dtype == "bfloat16":
-        return None, (x, _lines(dtype, (p.k, pixels), 64))
-    ready = _ready(p.k, pixels, True, terms, False)
+        return None, (x, lines_map(dtype, (p.k, pixels), 64))
+    ready = make_ready(p.k, pixels, True, terms, False)
     _, lines, padded = ready[1]
-    return ready, (x, _lines(dtype, (padded, lines * (2 if terms == 3 else 1)), tile.n))
+    return ready, (x, lines_map(dtype, (padded, lines * (2 if terms == 3 else 1)), tile.n))
 
 
 _OPERANDS = {"fprop": _fprop, "dgrad": _dgrad, "wgrad": _wgrad}

@@ -62,7 +62,8 @@ conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constan
                       Out* __restrict__ dx, CONV2D_SIZES, int splits)
 {
     const int pixels = N * H * W;
-    run<Consumer, FILTERS_FIRST>(Copies{dy, w, H, W, C, K, pad_h, pad_w}, dx, nullptr,
-                                 FILTERS_FIRST ? C : pixels, FILTERS_FIRST ? pixels : C,
-                                 R * S * K / TILE_D, splits);
+    const int rows = FILTERS_FIRST ? C : pixels, columns = FILTERS_FIRST ? pixels : C;
+    run<Consumer, FILTERS_FIRST>(Items(rows, columns, R * S * K / TILE_D, splits),
+                                 Copies{dy, w, H, W, C, K, pad_h, pad_w}, dx, nullptr, rows,
+                                 columns);
 }

@@ -50,6 +50,7 @@ conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
                       const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
                       int splits)
 {
-    run<Consumer, false>(Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, N * P * Q, K,
-                         R * S * C / TILE_D, splits);
+    const int rows = N * P * Q;
+    run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits),
+                         Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, rows, K);
 }

@@ -50,6 +50,11 @@
 #define CLUSTERED
 #endif
 
+// Whether the first operand lies in patches of its own, and not in the stages (conv2d_halo.cuh).
+#ifndef PATCHES
+#define PATCHES 0
+#endif
+
 constexpr int TILE_M = CONSUMERS * ROWS_64 * 64;
 constexpr int TILE_D = BF16 ? 64 : 32;
 constexpr int THREADS = CONSUMERS * 128 + 128;
@@ -59,40 +64,79 @@ constexpr int REGISTERS = 512 / BLOCKS_PER_SM / (CONSUMERS + 1) / 8 * 8;
 constexpr int REGISTERS_PRODUCER = 40;
 constexpr int REGISTERS_CONSUMER =
     (REGISTERS * (CONSUMERS + 1) - REGISTERS_PRODUCER) / CONSUMERS / 8 * 8;
-constexpr int BYTES_A = TILE_M * 128;
+constexpr int BYTES_A = PATCHES ? 0 : TILE_M * 128;
 constexpr int BYTES_B = TILE_N * 128;
 constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
-
-// Behind the stages: what a cluster's blocks show each other.
+// A patch of pixels with its halo, on whole kilobytes, where the exchange of chunks begins anew.
+constexpr int PATCH = 16, PITCH = PATCH + S - 1;
+constexpr int BYTES_PATCH = (PATCH + R - 1) * PITCH * 128, PATCH_STEP = (BYTES_PATCH + 1023) & ~1023;
+// Behind the stages: what a cluster's blocks show each other,
 constexpr int BYTES_SUMS = CLUSTER > 1 ? TILE_M * TILE_N * 4 : 0;
-
-// Behind those, what the lanes of a warp exchange.
+// and what the lanes of a warp exchange.
 constexpr int EXCHANGE = 2048;
 constexpr int BYTES_EXCHANGE = CONSUMERS * 4 * EXCHANGE;
 
 extern __shared__ __align__(1024) unsigned char room[];
 
+__device__ __forceinline__ unsigned char* patch(int i) { return room + i * PATCH_STEP; }
+__device__ __forceinline__ unsigned char* stage_of(int i) { return patch(PATCHES) + i * STAGE; }
+__device__ __forceinline__ unsigned char* cluster_sums() { return stage_of(STAGES); }
+__device__ __forceinline__ unsigned char* exchange() { return cluster_sums() + BYTES_SUMS; }
 __device__ __forceinline__ uint64* full(int stage)
 {
-    return (uint64*)(room + STAGES * STAGE + BYTES_SUMS + BYTES_EXCHANGE) + stage;
+    return (uint64*)(exchange() + BYTES_EXCHANGE) + stage;
 }
 __device__ __forceinline__ uint64* empty(int stage) { return full(STAGES + stage); }
-__device__ __forceinline__ unsigned char* exchange() { return room + STAGES * STAGE + BYTES_SUMS; }
 // That every block's sums are there, and that every block has read them.
 __device__ __forceinline__ uint64* written() { return full(2 * STAGES); }
 __device__ __forceinline__ uint64* read() { return full(2 * STAGES + 1); }
+// As full and empty, for a patch.
+__device__ __forceinline__ uint64* patch_full(int i) { return full(2 * STAGES + 2 + i); }
+__device__ __forceinline__ uint64* patch_empty(int i) { return patch_full(PATCHES + i); }
 
 // Goes round the stages; the parity of a barrier's phase changes with each round.
-struct Turn {
+template <int COUNT>
+struct Round {
     int stage = 0;
     unsigned parity = 0;
 
     __device__ __forceinline__ void next()
     {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
+        if (++stage == COUNT) stage = 0, parity ^= 1;
     }
 };
+using Turn = Round<STAGES>;
 
+#if PATCHES
+// A patch of out and some of its columns.
+struct Item {
+    int n, h, w, column, height, width, count;  // count in tiles of DEPTH
+};
+
+// All that blocks have to do: patch by patch, columns fastest.
+struct Items {
+    int height, width, tiles;
+    unsigned blocks_n, patches_w, patches_h, images;
+
+    __device__ __forceinline__ Items(int images, int height, int width, int columns, int tiles)
+        : height(height), width(width), tiles(tiles), blocks_n((columns - 1) / TILE_N + 1),
+          patches_w((width - 1) / PATCH + 1), patches_h((height - 1) / PATCH + 1), images(images)
+    {
+    }
+    __device__ __forceinline__ unsigned first() const { return blockIdx.x; }
+    __device__ __forceinline__ unsigned end() const
+    {
+        return images * patches_h * patches_w * blocks_n;
+    }
+    __device__ __forceinline__ unsigned step() const { return gridDim.x; }
+    __device__ __forceinline__ Item operator[](unsigned i) const
+    {
+        const unsigned at = i / blocks_n, row = at / patches_w;
+        return {(int)(row / patches_h), (int)(row % patches_h) * PATCH,
+                (int)(at % patches_w) * PATCH, (int)(i % blocks_n) * TILE_N, height, width, tiles};
+    }
+};
+#else
 // A tile of out, and the part of DEPTH that is summed.
 struct Item {
     int row, column, split, first, count;  // first and count in tiles of DEPTH
@@ -127,6 +171,7 @@ struct Items {
                 first, min(each, tiles - first)};
     }
 };
+#endif
 
 __device__ __forceinline__ void begin()
 {
@@ -134,6 +179,10 @@ __device__ __forceinline__ void begin()
         for (int stage = 0; stage < STAGES; ++stage) {
             barrier_init(full(stage), 1);
             barrier_init(empty(stage), CONSUMERS * 4);
+        }
+        for (int i = 0; i < PATCHES; ++i) {
+            barrier_init(patch_full(i), 1);
+            barrier_init(patch_empty(i), CONSUMERS * 4);
         }
         if (CLUSTER > 1) {
             barrier_init(written(), CLUSTER * CONSUMERS * 4);
@@ -148,6 +197,7 @@ __device__ __forceinline__ void begin()
 #endif
 }
 
+#if !PATCHES
 // A run of pixels under one tap, from which a map's copy starts: those of an output (or, backwards,
 // of an input) whose first is `pixel`.
 struct Pixels {
@@ -183,6 +233,8 @@ struct Taps {
     }
 };
 
+#endif
+
 // The producer: copies.start(item), then copies.next(a, b, barrier) asks for each tile of both
 // operands in turn. One thread does it all, so that no division is left to a single tile.
 template <class Copies>
@@ -196,17 +248,17 @@ __device__ __forceinline__ void produce(const Items& items, Copies& copies)
         for (int tile = 0; tile < item.count; ++tile, turn.next()) {
             barrier_wait(empty(turn.stage), turn.parity ^ 1);
             barrier_expect(full(turn.stage), STAGE);
-            unsigned char* stage = room + turn.stage * STAGE;
+            unsigned char* stage = stage_of(turn.stage);
             copies.next(stage, stage + BYTES_A, full(turn.stage));
         }
     }
 }
 
-// One arrival a warp, once all of its lanes are done with the stage.
-__device__ __forceinline__ void release(int stage)
+// One arrival a warp, once all of its lanes are done.
+__device__ __forceinline__ void release(uint64* barrier)
 {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty(stage));
+    if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
 // What a thread holds of its warpgroup's part of a tile.
@@ -233,10 +285,10 @@ using Sums = Block<TILE_N>;
 // DEPTH, 64 columns a block of TILE_D lines.
 template <int ACROSS_A, int ACROSS_B>
 struct FromShared {
-    // The row of the first of 64 rows' parts that this thread holds, and of the second.
-    static __device__ __forceinline__ int row(int half)
+    // The row of out of one of 16 that this warp holds of a block of 64.
+    static __device__ __forceinline__ int place(const Item& item, int block, int i)
     {
-        return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * half;
+        return item.row + block * 64 + threadIdx.x / 32 % 4 * 16 + i;
     }
     __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* stage)
     {
@@ -268,17 +320,17 @@ struct FromShared {
             barrier_wait(full(turn.stage), turn.parity);
             sums.keep();
             wgmma_fence();
-            multiply(sums, room + turn.stage * STAGE);
+            multiply(sums, stage_of(turn.stage));
             wgmma_commit();
             if (tile) {
                 wgmma_wait<1>();
-                release(before);
+                release(empty(before));
             }
             before = turn.stage;
         }
         if (tiles) {
             wgmma_wait<0>();
-            release(before);
+            release(empty(before));
         }
         sums.keep();
     }
@@ -296,11 +348,19 @@ template <bool ACROSS>
 struct ThroughRegisters {
     unsigned high[ROWS_64][4][4], low[ROWS_64][4][4];
 
+    // Which of a block's 64 rows is the first that this thread holds, or the second; and which row
+    // of out is one of 16 that its warp holds.
     static __device__ __forceinline__ int row(int half)
     {
         const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4;
         return ACROSS ? warp / 2 * 32 + g / 4 * 16 + (2 * (warp % 2) + half) * 4 + g % 4
                       : warp * 16 + g + 8 * half;
+    }
+    static __device__ __forceinline__ int place(const Item& item, int block, int i)
+    {
+        const int warp = threadIdx.x / 32 % 4;
+        return item.row + block * 64 +
+               (ACROSS ? warp / 2 * 32 + warp % 2 * 8 + i / 8 * 16 + i % 8 : warp * 16 + i);
     }
     __device__ __forceinline__ void set(int m, int product, int i, float value)
     {
@@ -360,7 +420,7 @@ struct ThroughRegisters {
         for (int tile = 0; tile < tiles; ++tile, turn.next()) {
             Sums& here = TERMS == 3 ? part : sums;
             barrier_wait(full(turn.stage), turn.parity);
-            const unsigned char* stage = room + turn.stage * STAGE;
+            const unsigned char* stage = stage_of(turn.stage);
             fetch(stage);
             here.keep();
             wgmma_fence();
@@ -368,7 +428,7 @@ struct ThroughRegisters {
             wgmma_commit();
             wgmma_wait<0>();
             here.keep();
-            release(turn.stage);
+            release(empty(turn.stage));
             if (TERMS == 3)
 #pragma unroll
                 for (int m = 0; m < ROWS_64; ++m)
@@ -396,7 +456,7 @@ struct Cluster {
     __device__ __forceinline__ void gather(const Sums& sums, Block<COLUMNS>& total)
     {
         constexpr int THREADS_THAT_SUM = CONSUMERS * 128;
-        float4* mine = (float4*)(room + STAGES * STAGE) + threadIdx.x;
+        float4* mine = (float4*)cluster_sums() + threadIdx.x;
         finish();
 #pragma unroll
         for (int m = 0; m < ROWS_64; ++m)
@@ -449,10 +509,12 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
     constexpr int LINES = TURNED ? PASS : 16;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     unsigned char* mine = exchange() + warp * EXCHANGE;
-    if (PARTS) out += (size_t)item.split * rows * columns;
+#if PARTS
+    out += (size_t)item.split * rows * columns;
+#endif
 #pragma unroll
     for (int m = 0; m < ROWS_64; ++m) {
-        const int row = item.row + (warp / 4 * ROWS_64 + m) * 64;
+        const int block = warp / 4 * ROWS_64 + m;
 #pragma unroll
         for (int pass = 0; pass < COLUMNS; pass += PASS) {
 #pragma unroll
@@ -489,12 +551,11 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
                 const float4 v = *(const float4*)(mine + line * (CHUNKS * 16) + moved * 16);
                 if (TURNED) {
                     const int c = column + pass + line;
-                    const int r = row + Consumer::row(0) - (g / 4 * 16 + g % 4) +
-                                  chunk / 2 * 16 + chunk % 2 * 4;
+                    const int r = Consumer::place(item, block, chunk * 4);
                     if (c < columns && r < rows) *(float4*)(out + (size_t)c * rows + r) = v;
                 } else {
                     const int c = column + pass + chunk * (16 / OUT_BYTES);
-                    const int r = row + warp % 4 * 16 + line;
+                    const int r = Consumer::place(item, block, line);
                     if (c < columns && r < rows) *(float4*)(out + (size_t)r * columns + c) = v;
                 }
             }
@@ -505,10 +566,9 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
 
 // A whole block: copies as `copies` asks for them, products as `Consumer` makes them.
 template <class Consumer, bool TURNED, class Copies>
-__device__ __forceinline__ void run(Copies&& copies, Out* out, const float* bias, int rows,
-                                    int columns, int tiles, int splits)
+__device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* out,
+                                    const float* bias, int rows, int columns)
 {
-    const Items items(rows, columns, tiles, splits);
     begin();
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();

@@ -61,6 +61,7 @@ conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
 #else
     using Consumer = ThroughRegisters<true>;
 #endif
-    run<Consumer, X_FIRST>(Copies{x, dy, P, Q, C, K, pad_h, pad_w}, dw, nullptr,
-                           X_FIRST ? weights : K, X_FIRST ? K : weights, tiles, splits);
+    const int rows = X_FIRST ? weights : K, columns = X_FIRST ? K : weights;
+    run<Consumer, X_FIRST>(Items(rows, columns, tiles, splits),
+                           Copies{x, dy, P, Q, C, K, pad_h, pad_w}, dw, nullptr, rows, columns);
 }

@@ -119,6 +119,14 @@ __device__ __forceinline__ void load_box(void* shared, const TensorMap& map, uin
         "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(shared)), "l"(&map),
         "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory");
 }
+__device__ __forceinline__ void load_box(void* shared, const TensorMap& map, uint64* barrier,
+                                         int x, int y, int z, int u)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(shared)), "l"(&map),
+        "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(u) : "memory");
+}
 // Channels from c on of a run of pixels: those that a filter's first tap meets from (n, h, w) on,
 // in the order of the outputs, moved by the tap (r, s).
 __device__ __forceinline__ void load_im2col(void* shared, const TensorMap& map, uint64* barrier,
