@@ -7,13 +7,15 @@ One text serves all three: the file with its local includes put in place, behind
 
 import functools
 import hashlib
+import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from convstudy import emulator, paths
-from convstudy.device import array_module, empty
+from convstudy.device import array_module, devices, empty
 
 # The oldest and the newest chips that the study's kernels must run on, and the one in between on
 # which it was measured.
@@ -177,6 +179,16 @@ class Launch:
     maps: tuple = ()
 
     @property
+    def all_launches(self):
+        """All launches that this is, in order: itself."""
+        return (self,)
+
+    @property
+    def main_launch(self):
+        """The launch that does the work: itself."""
+        return self
+
+    @property
     def threads(self):
         """Threads of one block."""
         return int(np.prod(self.block))
@@ -236,10 +248,20 @@ class Sequence:
     temporaries: tuple
     main: int
 
+    @property
+    def all_launches(self):
+        """All launches that this is, in order."""
+        return tuple(launch for launch, _ in self.steps)
+
+    @property
+    def main_launch(self):
+        """The launch that does the work."""
+        return self.steps[self.main][0]
+
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.steps[self.main][0], name)
+        return getattr(self.main_launch, name)
 
     def prepare(self, device):
         """Compile all of it for `device` now."""
@@ -254,6 +276,23 @@ class Sequence:
             for launch, places in self.steps
         ]
         return counts[self.main]
+
+
+def compile_ahead(launches):
+    """Compile for the first GPU, on all processors, what later runs then find in CuPy's cache.
+
+    Parameters
+    ----------
+    launches : iterable of Launch or Sequence
+    """
+    texts = {(part.kernel, part.defines) for launch in launches for part in launch.all_launches}
+    # Not forked: a child could not use the GPU that its parent has begun to use.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_load, *zip(*sorted(texts), strict=True)))
+
+
+def _load(kernel, defines):
+    _on_gpu(kernel, defines, devices()[0], 0)
 
 
 def _scalar(value):

@@ -43,6 +43,8 @@ class Algorithm:
     layouts, precisions : tuple of str
         Those of a problem that it serves; fp32 is more than enough for TF32. Arrays of bfloat16
         come with bf16, and no others.
+    cost : callable or None
+        ``cost(problem, device)`` estimates the cycles of a kernel, to choose by.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Algorithm:
     which: str = "fprop"
     layouts: tuple[str, ...] = ("NCHW",)
     precisions: tuple[str, ...] = _FLOAT32
+    cost: Callable | None = None
 
     def supports(self, problem, device):
         """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
@@ -227,8 +230,8 @@ def _on_cpu(problem, device):
     return True, ""
 
 
-def _implicit(family, kernel, idea):
-    """Return the row of a kernel that is a matrix product, of one family of them."""
+def _row(family, kernel, idea):
+    """Return the row of a kernel of one family: a module that says how its kernels are cut."""
 
     def supports(problem, device):
         ok, reason = _on_kernels(problem, device)
@@ -242,12 +245,13 @@ def _implicit(family, kernel, idea):
         which=kernel.split("_")[1],
         layouts=("NHWC",),
         precisions=_ANY_PRECISION if family.takes_bf16(kernel) else _FLOAT32,
+        cost=functools.partial(family.cost, kernel) if hasattr(family, "cost") else None,
     )
 
 
-_gemm = functools.partial(_implicit, gemm)
-_hopper = functools.partial(_implicit, hopper)
-_halo = functools.partial(_implicit, halo)
+_gemm = functools.partial(_row, gemm)
+_hopper = functools.partial(_row, hopper)
+_halo = functools.partial(_row, halo)
 
 
 def _through_blas(compute):
@@ -350,11 +354,18 @@ def plan(name, problem, device):
 
 @functools.cache
 def choose(problem, device, which="fprop"):
-    """Return the id of the algorithm that "auto" takes: the last row that does not refuse."""
-    for row in reversed(_ROWS):
-        if row.which == which and row.supports(problem, device)[0]:
-            return row.id
-    raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
+    """Return the id of the algorithm that "auto" takes.
+
+    It is the last row that does not refuse; or, where that row and others say what they cost, the
+    one among them that costs least.
+    """
+    rows = [row for row in _ROWS if row.which == which and row.supports(problem, device)[0]]
+    if not rows:
+        raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
+    if rows[-1].cost is None:
+        return rows[-1].id
+    estimated = [row for row in reversed(rows) if row.cost]
+    return min(estimated, key=lambda row: row.cost(problem, device)).id
 
 
 def explain(problem, device=CPU, which="fprop"):

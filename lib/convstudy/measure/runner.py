@@ -9,6 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from convstudy import paths
+from convstudy.compile import compile_ahead
+from convstudy.device import devices
 from convstudy.measure import provenance
 from convstudy.measure.suite import not_measured
 from convstudy.records import SCHEMA, digest, machines, newest, validate_result, write
@@ -71,6 +73,8 @@ def run(suite, machine=LOCAL, options=None, say=print):
     if journal.finished:
         say(f"{suite.name}: {len(journal.finished)} cases are finished already; going on")
     began = time.perf_counter()
+    if suite.launches and devices():
+        compile_ahead(suite.launches(options))
     try:
         _run_cases(suite, options, journal)
     except KeyboardInterrupt:

@@ -45,6 +45,9 @@ class Suite:
         The options it takes, with their defaults.
     quick : dict
         What the options are where a figure is wanted soon.
+    launches : callable, optional
+        ``launches(options)`` gives what the cases will launch, to be compiled on all processors
+        before the first of them.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Suite:
     gpus: int = 0
     options: dict = field(default_factory=dict)
     quick: dict = field(default_factory=dict)
+    launches: Callable | None = None
 
     def why_not(self):
         """Return why this machine cannot run the suite, or None."""
@@ -170,9 +174,11 @@ def _launch(launch):
 
 
 def _resources(launch, device):
-    cubin = compile.cubin(launch.kernel, device.arch, launch.defines)
+    # As the driver loaded it: to compile once more, for the assembler's words, took longer than
+    # most measurements. No kernel here has local memory but for what does not fit in registers.
+    function = launch.main_launch.prepare(device)
     return {
-        "registers": cubin.registers,
-        "shared_bytes": cubin.shared_bytes + launch.shared_bytes,
-        "spill_bytes": cubin.spill_bytes,
+        "registers": function.num_regs,
+        "shared_bytes": function.shared_size_bytes + launch.shared_bytes,
+        "spill_bytes": function.local_size_bytes,
     }

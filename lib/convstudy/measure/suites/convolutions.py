@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convstudy.compile import Launch
-from convstudy.conv.algorithm import kernels_for, plan
+from convstudy.conv.algorithm import choose, kernels_for, plan
 from convstudy.device import array_module, devices
 from convstudy.measure import pytorch
 from convstudy.measure.clocks import once
@@ -23,6 +23,34 @@ _CALLS = {1: 12}
 
 def cases(options):
     """Yield a case for each pass, precision, batch and layer."""
+    for labels, which, problem in _problems(options):
+        name = "{pass}/{precision}/n{n}/{layer}".format(**labels)
+        contest = _Contest(name, labels, which, problem, options)
+        yield Case(name, contest.run, labels, no_gpu() or pytorch.why_not())
+
+
+def launches(options):
+    """Return what the cases launch on this machine's GPU."""
+    device = devices()[0]
+    return [
+        plan(algorithm, each, device)
+        for _, which, problem in _problems(options)
+        for algorithm, each in _rivals(which, problem, device, options)
+    ]
+
+
+def _rivals(which, problem, device, options):
+    """Yield our kernels that take part, each with the problem in its layout."""
+    if options["rungs"] == "all":
+        yield from ((name, problem) for name in kernels_for(problem, device, which))
+    else:
+        yield choose(problem, device, which), problem
+    if which == "fprop" and problem.precision == "fp32":
+        first = replace(problem, layout="NCHW")
+        yield from ((algorithm, first) for algorithm in (TILED, BLOCKED))
+
+
+def _problems(options):
     height, width = numbers(options["size"])
     for which in _words(options["passes"]):
         for precision in _words(options["precisions"]):
@@ -31,10 +59,7 @@ def cases(options):
                     dtype = "bfloat16" if precision == "bf16" else "float32"
                     problem = replace(problem, layout="NHWC", dtype=dtype, precision=precision)
                     labels = {"pass": which, "precision": precision, "n": n, "layer": layer}
-                    labels |= {"height": height, "width": width}
-                    name = f"{which}/{precision}/n{n}/{layer}"
-                    contest = _Contest(name, labels, which, problem, options["repeats"])
-                    yield Case(name, contest.run, labels, no_gpu() or pytorch.why_not())
+                    yield labels | {"height": height, "width": width}, which, problem
 
 
 def _words(text):
@@ -55,9 +80,9 @@ class _Side:
 class _Contest:
     """Our kernels and cuDNN at one convolution: same arrays, same clock, turn by turn."""
 
-    def __init__(self, name, labels, which, problem, repeats):
+    def __init__(self, name, labels, which, problem, options):
         self.name, self.labels = name, labels
-        self.which, self.problem, self.repeats = which, problem, repeats
+        self.which, self.problem, self.options = which, problem, options
 
     def run(self):
         """Check the result of each side, then time them in turn; return a row for each."""
@@ -70,18 +95,14 @@ class _Contest:
             side.calls[0]()
             side.check = self._checked(side.fetch(), truth)
             replays[name] = side.capture([side.calls[i % _SETS] for i in range(count)])
-        samples = alternating(once("event", device), replays, count, self.repeats)
+        samples = alternating(once("event", device), replays, count, self.options["repeats"])
         return [self._row(*each, samples[each[0]], count, device) for each in sides.items()]
 
     def _sides(self, device, arrays):
         sides = {
-            f"{algorithm}/NHWC": self._ours(algorithm, self.problem, device, arrays)
-            for algorithm in kernels_for(self.problem, device, self.which)
+            f"{algorithm}/{problem.layout}": self._ours(algorithm, problem, device, arrays)
+            for algorithm, problem in _rivals(self.which, self.problem, device, self.options)
         }
-        if self.which == "fprop" and self.problem.precision == "fp32":
-            problem = replace(self.problem, layout="NCHW")
-            for algorithm in (TILED, BLOCKED):
-                sides[f"{algorithm}/NCHW"] = self._ours(algorithm, problem, device, arrays)
         for layout in ("NCHW", "NHWC"):
             runs = [
                 pytorch.convolution(self.which, self.problem, each, layout == "NHWC")
@@ -156,7 +177,9 @@ SUITE = Suite(
         "passes": "fprop,dgrad,wgrad",
         "precisions": "fp32,tf32,bf16",
         "size": "128,191",
+        "rungs": "chosen",
         "repeats": 20,
     },
     quick={"n": "1", "repeats": 5},
+    launches=launches,
 )
