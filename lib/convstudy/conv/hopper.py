@@ -128,7 +128,7 @@ def supports(kernel, problem, device):
             )
     if max(p.r, p.s) + max(p.padding) > _FARTHEST or max(p.stride) > 8:
         return False, "filter, padding or stride is larger than the TMA walks by itself"
-    if max(p.r - 1 - p.padding[0], p.s - 1 - p.padding[1]) < 0 and which == "dgrad":
+    if min(p.r - 1 - p.padding[0], p.s - 1 - p.padding[1]) < 0 and which == "dgrad":
         return False, f"padding {p.padding} is more than the filter reaches; crop dy first"
     if max(p.r * p.s * max(p.c, p.k), p.n * max(p.h * p.w, p.p * p.q)) >= 2**31:
         return False, "pixels or weights are 2^31 or more; cut the batch"
