@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convstudy.compile import Launch, Sequence
+from convstudy.conv import gemm
 
 _MOST = 2**31 - 1
 _MOST_CHANNELS = 4
@@ -45,8 +46,8 @@ class _Cut:
 
 
 def takes_bf16(kernel):
-    """Return whether `kernel` takes arrays of bfloat16: none does."""
-    return False
+    """Return whether `kernel` takes arrays of bfloat16: all do, made fp32 before."""
+    return True
 
 
 def _which(kernel):
@@ -97,6 +98,8 @@ def best(which, problem, device):
 
 def plan(kernel, problem, device):
     """Return the launch of a kernel of rung 9, or several that add up to its result."""
+    if problem.dtype != "float32":
+        return _widened(kernel, problem, device)
     p, which = problem, _which(kernel)
     cut = best(which, p, device)
     defines = (
@@ -123,6 +126,43 @@ def plan(kernel, problem, device):
         ]
         return Sequence(tuple((each, (0, 1, 2)) for each in rounds), (), 0)
     return launch if math.prod(cut.parts) == 1 else _with_sums(launch, p.k * p.terms, *cut.parts)
+
+
+def _widened(kernel, problem, device):
+    """Return the launches for bf16: fp32 of both operands, those for fp32, and bf16 of the result.
+
+    Of an input of few channels and its filters that is little to move; of the other operand, or
+    the result, as much as the convolution itself.
+    """
+    p, which = problem, _which(kernel)
+    inner = plan(kernel, replace(p, dtype="float32", precision="fp32"), device)
+    shapes = {
+        "fprop": (p.x_shape, p.w_shape, p.y_shape),
+        "dgrad": (p.y_shape, p.w_shape, p.x_shape),
+    }
+    shapes = shapes.get(which, (p.x_shape, p.y_shape, p.w_shape))
+    bias = 2 if which == "fprop" else None
+    result = 3 if which == "fprop" else 2
+    wide = tuple(result + 1 + i for i in range(3))
+    steps = [(_widen(math.prod(shapes[i])), (i, wide[i])) for i in range(2)]
+    given = (*wide[:2], bias, wide[2]) if which == "fprop" else wide
+    own = inner.steps if isinstance(inner, Sequence) else ((inner, tuple(range(len(given)))),)
+    temporaries = inner.temporaries if isinstance(inner, Sequence) else ()
+    places = (*given, *(wide[2] + 1 + i for i in range(len(temporaries))))
+    steps += [(launch, tuple(None if i is None else places[i] for i in at)) for launch, at in own]
+    steps.append((gemm.total(math.prod(shapes[2]), 1, 1, p.dtype), (wide[2], None, result)))
+    return Sequence(tuple(steps), (*shapes, *temporaries), 2 + getattr(inner, "main", 0))
+
+
+def _widen(size):
+    threads, each = 256, 4
+    return Launch(
+        "conv2d_operand_2_widen",
+        (math.ceil(size / (threads * each)),),
+        (threads,),
+        (np.int64(size),),
+        (("THREADS", threads), ("EACH", each)),
+    )
 
 
 def _with_sums(launch, size, outer, inner):

@@ -88,7 +88,7 @@ ENVIRONMENTS = {
 }
 
 _SPARE_COLORS = (SKY, PURPLE, "#117733", "#ddcc77")
-_SPARE_MARKERS = ("X", "8", "H")
+_SPARE_MARKERS = ("1", "2", "3")
 
 
 def look(name):

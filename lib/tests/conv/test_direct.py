@@ -44,14 +44,24 @@ def test_kernels_on_the_emulator_agree_with_float64(title, which, where, rng):
     check(KERNELS[which], PROBLEMS[title], "fp32", where, rng)
 
 
+BF16 = {title: EDGES[title] for title in ("two channels, 1x1", "5x5", "strides beyond the filter")}
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("title", [*BF16, "three rounds of filters, and one left"])
+def test_bf16_is_fp32_rounded_once(title, which, rng):
+    check(KERNELS[which], EDGES[title], "bf16", EMULATOR, rng)
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("title", [*PROBLEMS, *UNET_PROBLEMS])
-def test_kernels_on_the_gpu_agree_with_float64(title, which, rng):
+def test_kernels_on_the_gpu_agree_with_float64(title, which, precision, rng):
     problem = {**PROBLEMS, **UNET_PROBLEMS}[title]
     if problem.c > 4:
         pytest.skip("it has more channels than these kernels take")
-    check(KERNELS[which], problem, "fp32", device.get_device(), rng)
+    check(KERNELS[which], problem, precision, device.get_device(), rng)
 
 
 @pytest.mark.gpu
@@ -105,9 +115,9 @@ def test_a_vector_from_shared_memory_serves_16_products(which, rng):
 @pytest.mark.parametrize("which", PASSES)
 def test_auto_takes_them_where_channels_are_few(which):
     first = UNET_PROBLEMS["first layer"]
-    for precision in ("fp32", "tf32"):
+    for precision in ("fp32", "tf32", "bf16"):
         assert algorithm.choose(of(first, precision), EMULATOR, which) == KERNELS[which]
-    for other in (of(first, "bf16"), of(UNET_PROBLEMS["wide"], "fp32"), first):
+    for other in (of(UNET_PROBLEMS["wide"], "fp32"), first):
         if which == "fprop" or other is not first:
             assert algorithm.choose(other, EMULATOR, which) != KERNELS[which]
 
@@ -141,7 +151,6 @@ REFUSED = {
     "a huge stride": ({"stride": (1, 16)}, EMULATOR, ("wgrad",), "too long at a stride of 16"),
     "many images": ({"n": 2**25}, EMULATOR, PASSES, "more than 2.31 - 1 blocks; cut the batch"),
     "a huge image": ({"h": 2**16, "w": 2**15 - 1}, EMULATOR, PASSES, "2.31 numbers or more"),
-    "bf16": ({"dtype": "bfloat16", "precision": "bf16"}, EMULATOR, PASSES, "not compute bf16"),
     "NCHW": ({"layout": "NCHW"}, EMULATOR, PASSES, "it takes NHWC; the arrays are NCHW"),
 }
 
