@@ -12,6 +12,7 @@ from convstudy.measure.suites import (
     ladder,
     launching,
     startup,
+    tuning,
 )
 
 SUITES = {
@@ -20,6 +21,7 @@ SUITES = {
         functions,
         hierarchy,
         ladder,
+        tuning,
         convolutions,
         launching,
         startup,
