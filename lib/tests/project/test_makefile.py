@@ -30,7 +30,17 @@ def given(*arguments):
 
 def test_make_alone_is_help():
     assert make() == make("help")
-    for name in ("setup", "figures", "test", "test-gpu", "lab", "measure", "doctor", "clean"):
+    for name in (
+        "setup",
+        "figures",
+        "test",
+        "test-gpu",
+        "sanitize",
+        "lab",
+        "measure",
+        "doctor",
+        "clean",
+    ):
         assert f"  {name} " in make()
 
 
@@ -47,6 +57,11 @@ def test_any_value_arrives_as_it_was_typed(value):
 def test_suites_and_options_reach_measure():
     words = given("measure", "SUITE=functions,memory", "repeats=5")
     assert words == "<measure><functions,memory><repeats=5>"
+
+
+def test_tools_reach_the_sanitizer():
+    assert given("sanitize", "TOOL=memcheck,racecheck") == "<sanitize><memcheck,racecheck>"
+    assert given("sanitize") == "<sanitize>"
 
 
 def test_a_dry_run_writes_nothing():
