@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convstudy import driver
+
 _BYTES = 128
 # Of a line of a box: the widest pattern of exchanged chunks there is.
 LINE_BYTES = 128
@@ -110,11 +112,6 @@ def _array(kind, values):
     return (kind * len(values))(*values)
 
 
-@functools.cache
-def _driver():
-    return ctypes.CDLL("libcuda.so.1")
-
-
 @functools.lru_cache(maxsize=4096)
 def _encoded(view, address):
     # The driver wants it on a multiple of 64 bytes, which NumPy does not promise.
@@ -133,11 +130,11 @@ def _encoded(view, address):
     )
     tail = (0, _SWIZZLE_128_BYTES, _L2_256_BYTES, 0)
     if view.lower is None:
-        status = _driver().cuTensorMapEncodeTiled(
+        status = driver.library().cuTensorMapEncodeTiled(
             *head, _array(u32, view.box), _array(u32, (1,) * rank), *tail
         )
     else:
-        status = _driver().cuTensorMapEncodeIm2col(
+        status = driver.library().cuTensorMapEncodeIm2col(
             *head,
             _array(i32, view.lower),
             _array(i32, view.upper),

@@ -295,7 +295,7 @@ class UNet:
         """Return the parameters where `ops` computes: brought there once, kept while it lives."""
         if ops not in self._placed:
             self._placed[ops] = {
-                name: ops.to_device(array)
+                name: ops.parameter(name, array)
                 for name, array in self._parameters().items()
                 if array.dtype == np.float32
             }
