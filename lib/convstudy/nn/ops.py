@@ -152,7 +152,7 @@ class Ops(ABC):
         return array
 
     def parameter(self, name, array):
-        """Return a parameter, or a buffer, as the methods take it; `name` is the state_dict's."""
+        """Return a network's parameter as the methods take it; `name` is the state dict's."""
         return self.to_device(array)
 
     def to_host(self, array):

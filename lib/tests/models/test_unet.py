@@ -341,7 +341,7 @@ def test_a_wrong_state_is_refused_with_every_fault_named(fresh, rng):
         "outc.conv.bias is float64, expected float32",
         "inc.double_conv.1.bias holds NaN or infinity",
         "inc.double_conv.4.running_var is negative",
-        "UNet(1, 1, bilinear=True)",
+        "UNet(1, 1, bilinear=True) gives",
     ):
         assert words in str(caught.value)
     np.testing.assert_array_equal(fresh.forward(x, ops), before)
@@ -382,8 +382,41 @@ def test_images_that_are_refused(fresh, spoil, error, words, rng):
         fresh.forward(spoil(images(rng, c=1, h=16, w=20)), BlasOps())
 
 
+def test_a_narrow_network_has_every_layer_of_fewer_channels(rng):
+    wide, narrow = UNet(), UNet.initialised(seed=0, width=3)
+    assert list(narrow.shapes) == list(wide.shapes)
+    assert repr(wide) == "UNet(3, 2, bilinear=False)"
+    assert repr(narrow) == "UNet(3, 2, bilinear=False, width=3)"
+    for name, shape in narrow.shapes.items():
+        scaled = tuple(size * 3 // 64 if size >= 64 else size for size in wide.shapes[name])
+        assert shape == scaled, name
+    assert narrow.terms()[-1] == 3
+    x = images(rng)
+    truth = narrow.forward(x, ReferenceOps())
+    tolerance.assert_close(narrow.forward(x, BlasOps()), truth, *narrow.terms())
+    with pytest.raises(ValueError, match=r"expected \(3, 3, 3, 3\).* a UNet\(3, 2, .*width=3\)"):
+        narrow.load_state_dict(UNet.initialised(seed=0, width=4).state_dict())
+
+
+def test_a_parameter_is_named_where_it_is_brought(fresh, rng):
+    named = {}
+
+    class Naming(BlasOps):
+        def parameter(self, name, array):
+            named[name] = array.shape
+            return super().parameter(name, array)
+
+    fresh.forward(images(rng, c=1), Naming())
+    assert named == {
+        name: shape for name, shape in fresh.shapes.items() if "num_batches" not in name
+    }
+    assert set(fresh.trained) == {name for name in named if "running" not in name}
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", None])
 def test_sizes_that_are_refused(value):
+    with pytest.raises(ValueError, match="width must be an integer of at least 1"):
+        UNet(width=value)
     with pytest.raises(ValueError, match="n_channels must be an integer of at least 1"):
         UNet(n_channels=value)
     with pytest.raises(ValueError, match="n_classes must be an integer of at least 1"):

@@ -141,11 +141,8 @@ def network(request):
 
 
 def small_unet(bilinear):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convstudy.models.unet.WIDTHS", (2, 4, 8, 16, 32))
-        network = UNet.initialised(7, bilinear=bilinear)
-        network.randomise_statistics(8)
-        network.own_terms = network.terms()
+    network = UNet.initialised(7, bilinear=bilinear, width=2)
+    network.randomise_statistics(8)
     return network
 
 
@@ -169,7 +166,7 @@ def test_a_network_agrees_with_the_twin(title, network, poisoned, rng):
     truth = network.forward(x, TWIN)
     ops = dict(executions())[title]
     for _ in range(2):  # the second time everything is in its place already
-        tolerance.assert_close(network.forward(x, ops), truth, *network.own_terms)
+        tolerance.assert_close(network.forward(x, ops), truth, *network.terms())
 
 
 def test_all_rungs_give_one_network_the_same_bits(network, rng):
