@@ -10,6 +10,7 @@
 // Shared    As in conv2d_fprop_10_wgmma.
 // Source    As conv2d_fprop_10_wgmma.
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"

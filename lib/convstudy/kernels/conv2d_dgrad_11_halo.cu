@@ -13,6 +13,7 @@
 #define TERMS 1
 #endif
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"

@@ -11,6 +11,7 @@
 // Source    PTX ISA, "Asynchronous warpgroup level matrix instructions" and "im2col mode"; NVIDIA
 //           CUTLASS, "Efficient GEMM in CUDA" (roles, persistent blocks); as conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"

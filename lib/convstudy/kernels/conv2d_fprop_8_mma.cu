@@ -12,6 +12,7 @@
 //           PTX ISA, "mma.m16n8k8", "ldmatrix" and "cp.async"; Ootomo and Yokota, "Recovering
 //           single precision accuracy from Tensor Cores", 2022 (two TF32 numbers, a sum outside).
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
 #include "conv2d_gemm_fprop.cuh"
@@ -22,6 +23,8 @@ conv2d_fprop_8_mma(const Element* __restrict__ x, const Element* __restrict__ w,
                    const float* __restrict__ bias, Result* __restrict__ y, CONV2D_SIZES,
                    int splits)
 {
+    wait_for_others();
+    let_others_begin();
     const long long rows = (long long)N * P * Q;
     const Part part(rows, K, R * S * C, splits);
     Pixels a({x, N, C, H, W, P, Q, pad_h, pad_w}, part, C);

@@ -7,6 +7,7 @@
 // Threads   Thread t computes EACH outputs, THREADS apart.
 // Shared    None.
 // Source    Split-K, as in NVIDIA CUTLASS, "Efficient GEMM in CUDA".
+#include "overlap.cuh"
 #include "ptx.cuh"
 
 #ifndef BF16
@@ -28,6 +29,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ bias,
                     Result* __restrict__ y, long long size, int splits, int K)
 {
+    wait_for_others();
+    let_others_begin();
     const long long first = (long long)blockIdx.x * THREADS * EACH + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {

@@ -571,6 +571,8 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
                                     const float* bias, int rows, int columns)
 {
     begin();
+    let_others_begin();
+    wait_for_others();
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();
         produce(items, copies);

@@ -8,6 +8,7 @@
 // Shared    4 STAGES 32 (TILE_M + TILE_N + 16) bytes, dynamic: 79,872 with the defaults.
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
 #include "conv2d_mma.cuh"
@@ -70,6 +71,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
 conv2d_wgrad_8_mma(const Element* __restrict__ x, const Element* __restrict__ dy,
                    Result* __restrict__ dw, CONV2D_SIZES, int splits)
 {
+    wait_for_others();
+    let_others_begin();
     const long long pixels = (long long)N * P * Q;
     const Part part(K, R * S * C, pixels, splits);
     Gradients a(dy, part, K, pixels);

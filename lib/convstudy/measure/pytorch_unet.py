@@ -73,9 +73,10 @@ def loss(scores, masks):
     import torch
     from torch.nn import functional
 
-    scores = scores.float()
+    if scores.dtype == torch.bfloat16:
+        scores = scores.float()
     shares = functional.softmax(scores, dim=1)
-    truth = functional.one_hot(masks, scores.shape[1]).permute(0, 3, 1, 2).to(torch.float32)
+    truth = functional.one_hot(masks, scores.shape[1]).permute(0, 3, 1, 2).to(scores.dtype)
     shared, both = 2 * (shares * truth).sum(), shares.sum() + truth.sum()
     return functional.cross_entropy(scores, masks) + 1 - (shared + 1e-6) / (both + 1e-6)
 
@@ -173,3 +174,14 @@ class Runner:
         cudnn, cublas = self.torch.backends.cudnn, self.torch.backends.cuda.matmul
         cudnn.benchmark = True
         cudnn.allow_tf32 = cublas.allow_tf32 = self.precision != "fp32"
+
+
+def gradients(network, images, masks, device="cuda"):
+    """Return the gradient of `loss` by each parameter, float64, by name, as NumPy arrays."""
+    import torch
+
+    made = module(network).double().to(device).train()
+    given = torch.from_numpy(np.ascontiguousarray(images)).to(device, torch.float64)
+    value = loss(made(given), torch.from_numpy(np.ascontiguousarray(masks)).long().to(device))
+    value.backward()
+    return {name: each.grad.cpu().numpy() for name, each in made.named_parameters()}

@@ -156,6 +156,11 @@ class Program:
         self.kept_bytes = sum(buffer.nbytes for buffer in self._kept)
         self._arrays = None
 
+    def allocate_once(self):
+        """Allocate all memory unless that was done."""
+        if self._arrays is None:
+            self.allocate()
+
     def allocate(self, apart=False):
         """Allocate all memory now, so that `run` does not have to.
 
@@ -181,8 +186,7 @@ class Program:
 
     def array(self, what):
         """Return the array behind a buffer or a tensor, one-dimensional from its first number on."""
-        if self._arrays is None:
-            self.allocate()
+        self.allocate_once()
         return self._at(*_place(what))
 
     def run(self, checked=True):
@@ -190,8 +194,7 @@ class Program:
 
         `checked`: on the emulator, count and check every access.
         """
-        if self._arrays is None:
-            self.allocate()
+        self.allocate_once()
         for launch, arrays in self._bound:
             launch.run(self.device, arrays, checked)
 
