@@ -86,7 +86,7 @@ class Builder:
 
     def __init__(self, device):
         self.device = device
-        self._steps = []
+        self._steps, self._marks = [], []
 
     def buffer(self, size, dtype=np.float32, kept=False):
         """Return a new `Buffer`."""
@@ -108,9 +108,14 @@ class Builder:
         for step, chosen in launch.steps:
             self._steps.append((step, [None if i is None else places[i] for i in chosen]))
 
+    def mark(self, name):
+        """Name this place: whoever runs the program may do something when it is reached."""
+        self._marks.append((len(self._steps), name))
+
     def finish(self):
         """Return the `Program`."""
-        return Program(self.device, tuple((launch, tuple(at)) for launch, at in self._steps))
+        steps = tuple((launch, tuple(at)) for launch, at in self._steps)
+        return Program(self.device, steps, tuple(self._marks))
 
 
 def _place(array):
@@ -130,6 +135,8 @@ class Program:
     device : Device
         A GPU, or the emulator.
     steps : tuple of (Launch, tuple of (Buffer, int) or None)
+    marks : tuple of (int, str)
+        Names of places, each with the number of steps before it.
     arena_bytes, kept_bytes : int
         What is allocated for the buffers that share memory, and for those that are kept.
     least_bytes : int
@@ -138,6 +145,7 @@ class Program:
 
     device: object
     steps: tuple
+    marks: tuple = ()
     arena_bytes: int = field(init=False)
     kept_bytes: int = field(init=False)
     least_bytes: int = field(init=False)
@@ -189,14 +197,24 @@ class Program:
         self.allocate_once()
         return self._at(*_place(what))
 
-    def run(self, checked=True):
+    def run(self, checked=True, reached=None):
         """Launch everything, on CuPy's current stream; on a GPU, return before it is done.
 
-        `checked`: on the emulator, count and check every access.
+        Parameters
+        ----------
+        checked : bool
+            On the emulator, count and check every access.
+        reached : callable, optional
+            ``reached(name)`` is called at each mark, between the launches.
         """
         self.allocate_once()
-        for launch, arrays in self._bound:
+        marks = list(self.marks) if reached else []
+        for i, (launch, arrays) in enumerate(self._bound):
+            while marks and marks[0][0] <= i:
+                reached(marks.pop(0)[1])
             launch.run(self.device, arrays, checked)
+        for _, name in marks:
+            reached(name)
 
     def prepare(self):
         """Compile all that it launches."""
