@@ -3,6 +3,7 @@
 
 import ctypes
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +62,14 @@ def library(tmp_path, monkeypatch):
     return library
 
 
+ADDRESS = 0x7F0000001200
+
+
 class OnGpu:
     """What CuPy's array shows of itself."""
 
-    __cuda_array_interface__ = {}
-
-    class data:  # noqa: N801 - as CuPy has it
-        ptr = 0x7F0000001200
+    __cuda_array_interface__ = None
+    data = types.SimpleNamespace(ptr=ADDRESS)
 
 
 def arguments():
@@ -79,7 +81,7 @@ def test_the_driver_is_given_what_was_asked_for(library):
     driver.launch_overlapping(0x1234, (5, 6), (32,), 70_000, 0x99, arguments())
     assert library.written()[:15] == [
         *(5, 6, 1, 32, 1, 1, 70_000, 0x99),
-        *(1, 6, 1, 6, 0x1234, OnGpu.data.ptr, 0),
+        *(1, 6, 1, 6, 0x1234, ADDRESS, 0),
     ]
     assert library.given()[:3] == [-5, 0.25, 7]
 
@@ -92,9 +94,7 @@ def test_a_refusal_says_what_was_asked_for(library):
 
 def test_what_overlaps_waits():
     """A kernel that is launched early calls `wait_for_others`, and nobody else is."""
-    including = {
-        kernel for kernel in compile.kernels() if compile._includes(kernel, "overlap.cuh")
-    }
+    including = {kernel for kernel in compile.kernels() if compile._includes(kernel, "overlap.cuh")}
     for kernel in including:
         text = (paths.KERNELS / f"{kernel}.cu").read_text()
         text += "".join(
@@ -103,4 +103,5 @@ def test_what_overlaps_waits():
             if name != "overlap.cuh"
         )
         assert "wait_for_others();" in text, kernel
-    assert not any(compile._overlaps(kernel, EMULATOR) for kernel in set(compile.kernels()) - including)
+    others = set(compile.kernels()) - including
+    assert not any(compile._overlaps(kernel, EMULATOR) for kernel in others)

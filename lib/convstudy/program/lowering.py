@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """From fused operations to launches: what inference and training share."""
 
-import math
-from dataclasses import replace
-
 import numpy as np
 
 from convstudy.conv.algorithm import choose, plan

@@ -193,7 +193,7 @@ class Program:
         ]
 
     def array(self, what):
-        """Return the array behind a buffer or a tensor, one-dimensional from its first number on."""
+        """Return the array of a buffer or a tensor: one-dimensional, from its first number on."""
         self.allocate_once()
         return self._at(*_place(what))
 
@@ -234,5 +234,3 @@ class Program:
         room = empty((size + arena.ALIGNMENT,), self.device, np.uint8)
         start = 0 if self.device.is_gpu else -room.ctypes.data % arena.ALIGNMENT
         return room[start : start + size]
-
-

@@ -3,8 +3,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from convstudy.nn.ops import Ops
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Launches on named arrays: memory shared and apart, parts of arrays, marks."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def relu_chain(count, size):
     builder = Builder(EMULATOR)
     buffers = [builder.buffer(size, kept=True), *(builder.buffer(size) for _ in range(count - 1))]
     buffers.append(builder.buffer(size, kept=True))
-    for before, after in zip(buffers, buffers[1:], strict=False):
+    for before, after in itertools.pairwise(buffers):
         builder.run(launch_relu(size), before, after)
     return builder.finish(), buffers
 
@@ -49,7 +51,8 @@ def test_parts_of_a_tensor(rng):
     whole = builder.tensor((2, 4, 5, 6), kept=True)
     part = whole.part((2, 3), 1, 2, (3, 2))
     assert (part.shape, part.pitch, part.pixels) == ((2, 3, 2, 3), 6, 12)
-    assert whole.is_whole and not part.is_whole
+    assert whole.is_whole
+    assert not part.is_whole
     target = builder.buffer(8, kept=True)
     builder.run(launch_relu(8), part, target)
     program = builder.finish()

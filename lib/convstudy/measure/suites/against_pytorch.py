@@ -75,9 +75,7 @@ class _Contest:
                 sides[f"pytorch-{way}/{layout}"] = self._pytorch(way, layout)
         replays = {name: side.run for name, side in sides.items()}
         samples = alternating(once("event", device), replays, 1, self.options["repeats"])
-        return [
-            self._row(name, side, samples[name], device) for name, side in sides.items()
-        ]
+        return [self._row(name, side, samples[name], device) for name, side in sides.items()]
 
     def _is_compiled(self):
         wanted = _words(self.options["compiled"])
@@ -124,9 +122,7 @@ class _Contest:
         if not isinstance(scores, np.ndarray):
             scores = scores.float().cpu().numpy()
         # bf16 all through rounds every layer's result, and not only its operands.
-        return checked(
-            scores, expected(self.n), *unet().terms(), precision=self.precision, room=2
-        )
+        return checked(scores, expected(self.n), *unet().terms(), precision=self.precision, room=2)
 
     def _checked_gradients(self, gradients):
         truth = pytorch_unet.gradients(unet(), images(self.n), masks(self.n))
