@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convstudy.compile import Launch, Sequence
 from convstudy.conv import gemm
+from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # What blocks of one multiprocessor share, less what the system takes of each, and the barriers.
@@ -204,7 +205,12 @@ def _bytes_made_ready(which, problem, tile, terms):
     return 4 * numbers * (3 if terms == 3 else 2)
 
 
-def plan(kernel, problem, device, choice=None):
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: in every way."""
+    return True
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launches of a kernel of rung 10; `choice` is a tile and splits, or the `best`."""
     p, which, terms = problem, _which(kernel), _terms(problem)
     tile, splits = choice or best(kernel, problem, device)
@@ -235,10 +241,12 @@ def plan(kernel, problem, device, choice=None):
         tile.shared_bytes(terms, cluster),
         maps,
     )
-    return _sequence(which, ready, main, needed, splits // cluster, p.dtype)
+    if splits == cluster:
+        main = gemm.with_epilogue(main, epilogue)
+    return _sequence(which, ready, main, needed, splits // cluster, p, epilogue)
 
 
-def _sequence(which, ready, main, needed, splits, dtype):
+def _sequence(which, ready, main, needed, splits, problem, epilogue):
     """Return `main` between what makes its second operand ready and what adds its parts."""
     given = 4 if which == "fprop" else 3
     steps, temporaries, second = [], [], 1
@@ -253,7 +261,8 @@ def _sequence(which, ready, main, needed, splits, dtype):
     if splits > 1:
         size = needed.rows * needed.columns
         temporaries.append((splits * size,))
-        steps.append((gemm.total(size, splits, needed.columns, dtype), (out, bias, result)))
+        adding = gemm.total(size, splits, needed.columns, problem, epilogue)
+        steps.append((adding, (out, bias, result)))
     if len(steps) == 1:
         return main
     return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)

@@ -9,6 +9,7 @@
 // Shared    4 STAGES (36 TILE_M + 32 (TILE_N + 8)) bytes, dynamic: 82,944 with the defaults.
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
 #include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
@@ -69,5 +70,5 @@ conv2d_dgrad_8_mma(const Element* __restrict__ dy, const Element* __restrict__ w
     Filters b(w, part, C, K);
     Product<Gradients, Filters> product;
     product.run(a, b, part.count);
-    product.store(dx, nullptr, part, rows, C);
+    product.store(dx, nullptr, part, rows, View{C});
 }

@@ -12,6 +12,7 @@
 //           PTX ISA, "mma.m16n8k8", "ldmatrix" and "cp.async"; Ootomo and Yokota, "Recovering
 //           single precision accuracy from Tensor Cores", 2022 (two TF32 numbers, a sum outside).
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
 #include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
@@ -21,7 +22,7 @@
 extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
 conv2d_fprop_8_mma(const Element* __restrict__ x, const Element* __restrict__ w,
                    const float* __restrict__ bias, Result* __restrict__ y, CONV2D_SIZES,
-                   int splits)
+                   int splits VIEW_SIZES)
 {
     wait_for_others();
     let_others_begin();
@@ -31,5 +32,5 @@ conv2d_fprop_8_mma(const Element* __restrict__ x, const Element* __restrict__ w,
     Filters b(w, part, C, K);
     Product<Pixels, Filters> product;
     product.run(a, b, part.count);
-    product.store(y, bias, part, rows, K);
+    product.store(y, bias, part, rows, VIEW_OF(K, P, Q));
 }

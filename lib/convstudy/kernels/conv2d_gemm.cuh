@@ -29,19 +29,22 @@
 #define STAGES 3
 #endif
 // 1: x, w and y are bf16, and so are their gradients; PARTS 1: all but the result, which is added
-// up later.
+// up later; WIDE 1: all but the result, which stays fp32.
 #ifndef BF16
 #define BF16 0
 #endif
 #ifndef PARTS
 #define PARTS 0
 #endif
+#ifndef WIDE
+#define WIDE 0
+#endif
 #if BF16
 using Element = bf16;
 #else
 using Element = float;
 #endif
-#if BF16 && !PARTS
+#if BF16 && !PARTS && !WIDE
 using Result = bf16;
 #else
 using Result = float;
@@ -55,7 +58,7 @@ using Result = float;
 #define VECTOR_B (BF16 ? 8 : 4)
 #endif
 #ifndef VECTOR_OUT
-#define VECTOR_OUT (BF16 && !PARTS ? 4 : 2)
+#define VECTOR_OUT (BF16 && !PARTS && !WIDE ? 4 : 2)
 #endif
 
 constexpr int TILE_M = WARPS_M * WARP_M;

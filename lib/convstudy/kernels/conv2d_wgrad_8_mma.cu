@@ -8,6 +8,7 @@
 // Shared    4 STAGES 32 (TILE_M + TILE_N + 16) bytes, dynamic: 79,872 with the defaults.
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
 #include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
@@ -79,5 +80,5 @@ conv2d_wgrad_8_mma(const Element* __restrict__ x, const Element* __restrict__ dy
     Pixels b(x, part, N, C, H, W, K, P, Q, pad_h, pad_w);
     Product<Gradients, Pixels> product;
     product.run(a, b, part.count);
-    product.store(dw, nullptr, part, K, R * S * C);
+    product.store(dw, nullptr, part, K, View{R * S * C});
 }
