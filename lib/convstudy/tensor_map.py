@@ -7,6 +7,7 @@ GPU; the CPU emulator reads the plain fields of `_EMULATED`.
 
 import ctypes
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ _EMULATED = np.dtype(
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A view of a contiguous array, in boxes whose lines are 128 bytes.
+    """A view of an array, in boxes whose lines are 128 bytes.
 
     Attributes
     ----------
@@ -57,6 +58,9 @@ class TensorMap:
         from the first of the array's, and where the last does, from the array's last.
     steps : (int, int)
         Pixels from one output to the next along W and H, of an im2col map.
+    pitches : tuple of int or None
+        Elements from one to the next along each dimension but the innermost; by default, the array
+        is contiguous.
 
     Notes
     -----
@@ -69,6 +73,7 @@ class TensorMap:
     lower: tuple[int, int] | None = None
     upper: tuple[int, int] | None = None
     steps: tuple[int, int] = (1, 1)
+    pitches: tuple[int, ...] | None = None
 
     @property
     def element_bytes(self):
@@ -77,10 +82,8 @@ class TensorMap:
     @property
     def strides(self):
         """Bytes from one element to the next, along each dimension but the innermost."""
-        return tuple(
-            int(np.prod(self.sizes[:i], dtype=np.int64)) * self.element_bytes
-            for i in range(1, len(self.sizes))
-        )
+        pitches = self.pitches or [math.prod(self.sizes[:i]) for i in range(1, len(self.sizes))]
+        return tuple(pitch * self.element_bytes for pitch in pitches)
 
     def of(self, array, device):
         """Return the argument by which a kernel on `device` sees `array`."""

@@ -1,7 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of a convolution's result on its way to memory, and where it goes."""
+"""Where a convolution's input comes from, what becomes of its result, and where that goes."""
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the pixels of x lie, if it is a part of a wider and larger array.
+
+    Attributes
+    ----------
+    pitch, line, image : int
+        Numbers from one pixel to the next, from line to line and from image to image: multiples of
+        16 bytes, as is where x begins.
+    """
+
+    pitch: int
+    line: int
+    image: int
+
+    @property
+    def constants(self):
+        """The constants by which a kernel that walks by itself knows it."""
+        return (
+            *(("SOURCE", 1), ("SOURCE_PITCH", self.pitch)),
+            *(("SOURCE_LINE", self.line), ("SOURCE_IMAGE", self.image)),
+        )
 
 
 @dataclass(frozen=True)
@@ -23,7 +47,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What a kernel does besides convolving; by default nothing.
+    """What a kernel does before and after convolving; by default nothing.
 
     Attributes
     ----------
@@ -36,12 +60,15 @@ class Epilogue:
         With a `pitch`; the bias has a quarter as many numbers as there are filters.
     wide : bool
         The result is float32 though operands are bfloat16: of gradients of filters.
+    source : Source, optional
+        Where x comes from; by default it is an array of its own.
     """
 
     relu: bool = False
     pitch: int | None = None
     scatter: Scatter | None = None
     wide: bool = False
+    source: Source | None = None
 
     @property
     def constants(self):
@@ -70,6 +97,12 @@ def fits(epilogue, problem, which):
     vector = 16 // (4 if epilogue.wide else p.itemsize)
     if (epilogue.pitch or epilogue.relu or epilogue.scatter) and which != "fprop":
         return False, f"only fprop has an epilogue; this is {which}"
+    if epilogue.source:
+        if which == "dgrad":
+            return False, "its operands are whole arrays"
+        source = epilogue.source
+        if any(size % (16 // p.itemsize) for size in (source.pitch, source.line, source.image)):
+            return False, f"{source} must have multiples of 16 bytes"
     if epilogue.wide and (which != "wgrad" or p.dtype != "bfloat16"):
         return False, "only gradients of filters of bfloat16 are kept wider"
     if epilogue.pitch and (epilogue.pitch % vector or p.k % vector):

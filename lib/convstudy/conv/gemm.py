@@ -235,6 +235,8 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         needed.shared_bytes(tile, family.stages),
     )
     launch = Launch(*main)
+    if epilogue.source:
+        launch = replace(launch, defines=(*launch.defines, *epilogue.source.constants))
     if splits == 1:
         return with_epilogue(launch, epilogue)
     size = needed.rows * needed.columns

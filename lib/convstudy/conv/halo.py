@@ -97,8 +97,8 @@ def _cost(kernel, problem, columns, device):
 
 
 def takes_epilogue(kernel, epilogue):
-    """Return whether `kernel` can end so: in every way."""
-    return True
+    """Return whether `kernel` can end so: in every way, if its input is whole."""
+    return not epilogue.source
 
 
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):

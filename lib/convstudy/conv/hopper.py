@@ -231,7 +231,7 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         ("CLUSTER", cluster),
         *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
     )
-    ready, maps = _OPERANDS[which](p, tile, terms)
+    ready, maps = _OPERANDS[which](p, tile, terms, epilogue.source)
     main = Launch(
         kernel,
         (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks // cluster * cluster),),
@@ -292,13 +292,14 @@ def lines_map(dtype, sizes, lines):
     return TensorMap(dtype, sizes, (LINE_BYTES // (2 if dtype == "bfloat16" else 4), lines))
 
 
-def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1)):
+def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1), source=None):
     """Return the im2col map of an array of `sizes` (channels, width, height, images)."""
     channels = LINE_BYTES // (2 if dtype == "bfloat16" else 4)
-    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps)
+    pitches = (source.pitch, source.line, source.image) if source else None
+    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps, pitches)
 
 
-def _x_map(problem, dtype, pixels):
+def _x_map(problem, dtype, pixels, source):
     p = problem
     lower = (-p.padding[1], -p.padding[0])
     upper = tuple(
@@ -307,17 +308,17 @@ def _x_map(problem, dtype, pixels):
             (p.q, p.p), p.stride[::-1], lower, (p.w, p.h), strict=True
         )
     )
-    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1])
+    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1], source)
 
 
-def _fprop(problem, tile, terms):
+def _fprop(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     ready = make_ready(p.k, p.terms, False, terms, True) if terms == 3 else None
     w_lines = p.k * (2 if terms == 3 else 1)
-    return ready, (_x_map(p, dtype, tile.m), lines_map(dtype, (p.terms, w_lines), tile.n))
+    return ready, (_x_map(p, dtype, tile.m, source), lines_map(dtype, (p.terms, w_lines), tile.n))
 
 
-def _dgrad(problem, tile, terms):
+def _dgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     taps, channels = p.r * p.s, LINE_BYTES // p.itemsize
     lower = (p.padding[1] - (p.s - 1), p.padding[0] - (p.r - 1))
@@ -331,10 +332,10 @@ def _dgrad(problem, tile, terms):
     return ready, (dy, lines_map(dtype, (taps * p.k, w_lines), tile.n))
 
 
-def _wgrad(problem, tile, terms):
+def _wgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     pixels = p.n * p.p * p.q
-    x = _x_map(p, dtype if terms == 1 else "float32", depth(p))
+    x = _x_map(p, dtype if terms == 1 else "float32", depth(p), source)
     if dtype == "bfloat16":
         return None, (x, lines_map(dtype, (p.k, pixels), 64))
     ready = make_ready(p.k, pixels, True, terms, False)

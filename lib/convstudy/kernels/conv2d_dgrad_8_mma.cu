@@ -19,6 +19,7 @@
 struct AroundInput {
     const Element* dy;
     int N, H, W, K, P, Q, pad_h, pad_w;
+    static constexpr bool IN_NUMBERS = false;
 
     __device__ __forceinline__ Row locate(long long row) const
     {

@@ -66,6 +66,14 @@ constexpr int TILE_N = WARPS_N * WARP_N;
 constexpr int TILE_D = 128 / sizeof(Element);
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 
+// Where the pixels of x lie, if it is a part of a wider and larger array.
+#ifndef SOURCE
+#define SOURCE 0
+#define SOURCE_PITCH 0
+#define SOURCE_LINE 0
+#define SOURCE_IMAGE 0
+#endif
+
 extern __shared__ __align__(16) Element room[];
 
 // Copies COUNT numbers that lie side by side, or zeros where `inside` is false.
@@ -171,7 +179,8 @@ struct Part {
 };
 
 // The operand a whose rows are pixels, and whose depth is what lies around each, tap by tap.
-// `Around` says where a row lies, and which pixel of its image a tap finds there, if any.
+// `Around` says where a row lies, and which pixel of its image a tap finds there, if any: its
+// place, counted in pixels or IN_NUMBERS.
 struct Row {
     const Element* image;
     int h, w;
@@ -201,7 +210,8 @@ struct Neighbours : Around {
             const Row& row = KEPT ? rows[i * KEPT] : this->locate(first + Tile::line(i));
             int pixel;
             const bool inside = this->find(row, taps.r, taps.s, pixel) && taps.r < R;
-            Tile::copy(tile, i, row.image + (size_t)pixel * taps.channels + taps.channel, inside);
+            const int pitch = Around::IN_NUMBERS ? 1 : taps.channels;
+            Tile::copy(tile, i, row.image + (size_t)pixel * pitch + taps.channel, inside);
         }
         taps.next();
     }

@@ -63,7 +63,9 @@ struct Pixels {
             const int n = pixel.third;
             const int h = pixel.second * STRIDE_H + h0, v = pixel.first * STRIDE_W + w0;
             const bool inside = is_tap && n < N && h >= 0 && h < H && v >= 0 && v < W;
-            Tile::copy(tile, i, x + (((size_t)n * H + h) * W + v) * C + c, inside);
+            const size_t at = SOURCE ? (size_t)n * SOURCE_IMAGE + h * SOURCE_LINE + v * SOURCE_PITCH
+                                     : (((size_t)n * H + h) * W + v) * C;
+            Tile::copy(tile, i, x + at + c, inside);
         }
     }
 };

@@ -7,7 +7,7 @@ import pytest
 from convstudy import tolerance
 from convstudy.conv import algorithm, reference
 from convstudy.conv.algorithm import ALGORITHMS, plan
-from convstudy.conv.epilogue import Epilogue, Scatter
+from convstudy.conv.epilogue import Epilogue, Scatter, Source
 from convstudy.device import EMULATOR, array_module, devices
 from convstudy.problem import BFLOAT16, ConvProblem
 
@@ -58,10 +58,6 @@ def check(actual, expected, problem, terms=None):
     )
 
 
-def on(device, arrays):
-    return [array_module(device).asarray(a) if device.is_gpu else a for a in arrays]
-
-
 def each_kernel(test):
     test = pytest.mark.parametrize("kernel", [f"conv2d_fprop_{name}" for name in KERNELS])(test)
     return pytest.mark.parametrize("precision", PRECISIONS)(test)
@@ -69,7 +65,8 @@ def each_kernel(test):
 
 def run(device, launch, arrays, poisoned):
     """Run a launch; return its result, NumPy's."""
-    on_device = on(device, (*arrays, poisoned))
+    to = array_module(device).asarray if device.is_gpu else lambda array: array
+    on_device = [array if array is None else to(array) for array in (*arrays, poisoned)]
     launch.run(device, on_device)
     return on_device[-1].get() if device.is_gpu else on_device[-1]
 
@@ -135,6 +132,39 @@ def test_a_transposed_convolution_is_a_product_that_scatters(kernel, precision, 
         assert np.count_nonzero(wide != 7) <= inside.size
 
 
+def part_of_wider(problem, rng):
+    """Return an x that is channels 8 and on of the middle of a larger array, and where it lies."""
+    n, h, w, c = problem.x_shape
+    wide = rng.standard_normal((n, h + 2, w + 3, c + 16), np.float32).astype(problem.dtype)
+    source = Source(c + 16, (w + 3) * (c + 16), wide[0].size)
+    start = source.line + 2 * source.pitch + 8
+    return wide.reshape(-1)[start:].copy(), wide[:, 1 : 1 + h, 2 : 2 + w, 8 : 8 + c], source
+
+
+@pytest.mark.parametrize("which", ["fprop", "wgrad"])
+@pytest.mark.parametrize("rung", ["8_mma", "10_wgmma"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_input_may_be_a_part_of_a_wider_array(precision, rung, which, device, rng):
+    """As the gradients of a transposed convolution take what joined it."""
+    options = {"layout": "NHWC", "dtype": PRECISIONS[precision], "precision": precision}
+    problem = ConvProblem(2, 64, 6, 10, 64, 2, 2, stride=(2, 2), **options)
+    passed, x, source = part_of_wider(problem, rng)
+    other = problem.w_shape if which == "fprop" else problem.y_shape
+    other = rng.standard_normal(other, np.float32).astype(problem.dtype)
+    kernel = f"conv2d_{which}_{rung}"
+    a, b = (np.moveaxis(array.astype(np.float64), 3, 1) for array in (x, other))
+    if which == "fprop":
+        expected, terms = reference.conv2d(a, b, stride=(2, 2)), problem.terms
+        given, shape = (passed, other, None), problem.y_shape
+    else:
+        expected, terms = reference.conv2d_wgrad(a, b, (2, 2), stride=(2, 2)), 30
+        given, shape = (passed, other), problem.w_shape
+    for choice in choices_of(kernel, problem):
+        launch = planned(kernel, problem, Epilogue(source=source), choice, device)
+        y = run(device, launch, given, np.full(shape, np.nan, problem.dtype))
+        check(y, np.moveaxis(expected, 1, 3), problem, terms)
+
+
 @pytest.mark.parametrize("kernel", [f"conv2d_wgrad_{name}" for name in KERNELS[:3]])
 def test_gradients_of_filters_stay_wide(kernel, device, rng):
     problem = problem_of("bf16", **is_few(kernel))
@@ -158,6 +188,8 @@ def test_what_cannot_end_so_says_why():
         (ALGORITHMS["conv2d_dgrad_8_mma"], plain, Epilogue(relu=True), "only fprop"),
         (ALGORITHMS["conv2d_wgrad_8_mma"], plain, Epilogue(wide=True), "bfloat16"),
         (ALGORITHMS["conv2d_fprop_8_mma"], plain, Epilogue(pitch=66), "multiples"),
+        (ALGORITHMS["conv2d_fprop_8_mma"], plain, Epilogue(source=Source(66, 9, 9)), "multiples"),
+        (ALGORITHMS["conv2d_dgrad_8_mma"], plain, Epilogue(source=Source(4, 8, 8)), "whole"),
         (
             ALGORITHMS["conv2d_fprop_8_mma"],
             plain,
