@@ -28,6 +28,8 @@ class TapeOps(Ops):
 
     Attributes
     ----------
+    recording : bool
+        Whether calls are written down; it may be changed between passes, too.
     parameters : dict of str to array
         By name, as the network brought them; its running statistics too.
 
@@ -42,6 +44,7 @@ class TapeOps(Ops):
     def __init__(self, ops=None, training=True, momentum=0.1):
         self._ops = ops or BlasOps()
         self.training, self.momentum = training, momentum
+        self.recording = True
         self.parameters = {}
         # An array is known by its `id`. None is reused: the tape holds every one that it knows.
         self._names = {}
@@ -93,8 +96,9 @@ class TapeOps(Ops):
 
     def _record(self, output, back):
         """Write a call down: ``back(dy)`` yields each of its inputs with the input's gradient."""
-        self._tape.append((output, back))
-        self._made.add(id(output))
+        if self.recording:
+            self._tape.append((output, back))
+            self._made.add(id(output))
         return output
 
     def conv2d(self, x, w, padding):
@@ -114,10 +118,8 @@ class TapeOps(Ops):
             y, *statistics = gradients.batch_norm_train(x, weight, bias, eps)
             self._follow(mean, var, *statistics, x.size // x.shape[1])
         else:
-            y, statistics = (
-                self._ops.batch_norm(x.copy(), weight, bias, mean, var, eps),
-                (mean, var),
-            )
+            statistics = mean, var
+            y = self._ops.batch_norm(np.array(x), weight, bias, *statistics, eps)
 
         def back(dy):
             return zip(

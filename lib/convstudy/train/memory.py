@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""How much memory training takes on the CPU, and how much there is."""
+
+import math
+from pathlib import Path
+
+# Beside what the tape holds: gradients on their way, in images of the widest layer of a batch.
+_PASSING = 4
+_FLOAT = 4
+
+
+def tape_bytes(network, n, h, w, slots):
+    """Return the most bytes that a step takes on the tape, for `n` images of `h` x `w`.
+
+    Parameters
+    ----------
+    network : UNet
+    n, h, w : int
+    slots : int
+        Arrays that the optimiser keeps of each parameter.
+    """
+    held, widest = network.n_channels * h * w, 0
+    for layer, problem in network.layers(h, w):
+        outputs = problem.k * problem.p * problem.q
+        # The convolution's result, and the norm's, which ReLU overwrites; the block's input, be it
+        # pooled or joined, is an array of its own.
+        held += 2 * outputs + (problem.c * problem.h * problem.w if layer.endswith("a") else 0)
+        widest = max(widest, outputs, problem.c * problem.h * problem.w)
+    for up in network.decoder:
+        held += up.k * (h >> up.block.level) * (w >> up.block.level)
+    parameters = (2 + slots) * network.parameter_count
+    return _FLOAT * (n * (held + _PASSING * widest) + parameters)
+
+
+def forward_bytes(network, h, w):
+    """Return about the most bytes that the result of one image of `h` x `w` takes on the CPU."""
+    # At the first level: what is handed over to the decoder, two arrays of its width before the
+    # last block, joined in a third, and what comes of that.
+    skips = sum(block.k * (h >> block.level) * (w >> block.level) for block in network.encoder)
+    return _FLOAT * (skips + 5 * network.width * h * w + network.parameter_count)
+
+
+def free_bytes():
+    """Return how much memory can still be taken here, in bytes; infinity where nothing tells."""
+    known = [math.inf]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known += [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line]
+    except OSError:
+        pass
+    try:  # what a container is granted
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{each}").read_text() for each in ("max", "current"))
+        known.append(max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass
+    return min(known)
+
+
+def check(needs, batch, free, where):
+    """Raise MemoryError unless a batch fits, and say how large a batch would.
+
+    Parameters
+    ----------
+    needs : callable
+        From a batch's images to bytes.
+    batch : int
+    free : float
+        Bytes.
+    where : str
+        Whose memory it is, such as "this machine".
+    """
+    if needs(batch) <= free:
+        return
+    fits = next((n for n in range(batch - 1, 0, -1) if needs(n) <= free), 0)
+    way_out = f"batch={fits} fits" if fits else "not even one image fits: take smaller ones"
+    raise MemoryError(
+        f"training on {batch} images at once takes {_gib(needs(batch))}, and {where} has "
+        f"{_gib(free)} free; {way_out}, or a narrower network"
+    )
+
+
+def _gib(size):
+    return f"{size / 2**30:.2g} GiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
