@@ -22,7 +22,7 @@ from convstudy.train.weights import load_weights, save_weights
 FOLDER = paths.BUILD / "train"
 WEIGHTS, HISTORY = "weights.safetensors", "history.csv"
 
-# What other rules are called here: milesial's has its own rate, schedule and clip.
+# What `optimizer=original` stands for: how milesial/Pytorch-UNet trains.
 ORIGINAL = {
     "optimizer": "rmsprop",
     "rate": optimizers.ORIGINAL_RATE,
@@ -147,8 +147,8 @@ class Recipe:
         """Return the pairs to train on, those held out, and the number of classes."""
         if self.data == "composites":
             train, held_out = (
-                Kept(CompositeSet(split, size, *self.size, seed=self.seed))
-                for split, size in (("train", self.composites), ("held-out", self.held_out))
+                Kept(CompositeSet(which, count, *self.size, seed=self.seed))
+                for which, count in (("train", self.composites), ("held-out", self.held_out))
             )
             return train, held_out, 2
         if self.data == "carvana":
@@ -172,7 +172,7 @@ class Recipe:
         return network
 
     def trainer(self, folder=None, progress=None):
-        """Return what trains by this recipe, at the step that the folder's checkpoints have come to.
+        """Return what trains by this recipe, as far as the folder's checkpoints have come.
 
         Parameters
         ----------
@@ -205,6 +205,19 @@ class Recipe:
 EXECUTIONS = {"cpu": {}}
 
 
+def described(recipe):
+    """Return every option of a recipe, and of its optimiser, a line each."""
+    values = dataclasses.asdict(recipe)
+    rule = dict(values.pop("rule"))
+    values |= optimizers.OPTIMIZERS[recipe.optimizer].defaults | rule
+    values["size"] = "x".join(map(str, recipe.size))
+    shown = {True: "yes", False: "no"}
+    return "\n".join(
+        f"{name}={shown[value] if isinstance(value, bool) else value}"
+        for name, value in values.items()
+    )
+
+
 def train(recipe, folder=FOLDER, progress=None):
     """Train by a recipe to its end, and leave weights and history in the folder.
 
@@ -231,7 +244,7 @@ def train(recipe, folder=FOLDER, progress=None):
         network,
         {
             "recipe": json.dumps(dataclasses.asdict(recipe)),
-            "size": "x".join(map(str, recipe.size)),
+            "size": "x".join(map(str, trainer.held_out[0][1].shape)),
             "steps": str(trainer.step),
             "held_out_dice": f"{history.scores[-1][1]:.4f}",
         },
