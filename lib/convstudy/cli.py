@@ -63,9 +63,12 @@ def _parser():
     command("readme", _readme, "write the generated parts of README.md")
 
     train = command("train", _train, "train a U-Net, or go on where that was stopped")
-    train.add_argument("given", nargs="*", metavar="name=value", help="an option; --list has all")
-    train.add_argument("--folder", default="", help="of checkpoints and weights (build/train)")
-    train.add_argument("--anew", action="store_true", help="begin anew, whatever is in the folder")
+    train.add_argument(
+        "given",
+        nargs="*",
+        metavar="name=value",
+        help="an option; folder=, of checkpoints and weights; anew=yes, whatever is in there",
+    )
     train.add_argument("--list", action="store_true", help="list the options and their defaults")
     predict = command("predict", _predict, "find the objects of a picture, and draw them over it")
     predict.add_argument("weights", help="a .safetensors, .npz or .pth file")
@@ -211,12 +214,14 @@ def _train(arguments):
     from convstudy.train import recipe
     from convstudy.train.checkpoints import Checkpoints
 
-    chosen = recipe.Recipe.of(_pairs(arguments.given))
+    given = _pairs(arguments.given)
+    folder = Path(given.pop("folder", recipe.FOLDER))
+    begins_anew = recipe.value("anew", given.pop("anew", "no"), bool)
+    chosen = recipe.Recipe.of(given)
     if arguments.list:
         print(recipe.described(chosen))
         return
-    folder = Path(arguments.folder or recipe.FOLDER)
-    if arguments.anew:
+    if begins_anew:
         Checkpoints(folder).clear()
     network, history = recipe.train(chosen, folder)
     print(

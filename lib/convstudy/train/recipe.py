@@ -123,9 +123,9 @@ class Recipe:
         values = {}
         for name, word in given.items():
             if name in own:
-                rule[name] = _value(name, word, float)
+                rule[name] = value(name, word, float)
             elif name in kinds:
-                values[name] = _value(name, word, kinds[name])
+                values[name] = value(name, word, kinds[name])
             else:
                 raise ValueError(
                     f"training has no option {name!r}; there are execution, {', '.join(kinds)}, "
@@ -280,8 +280,8 @@ def _execution(word):
     return word
 
 
-def _value(name, word, kind):
-    """Return a word as a value of its option."""
+def value(name, word, kind):
+    """Return a word as the value of an option that is a bool, a number, or a size (tuple)."""
     try:
         if kind is tuple:
             height, width = re.fullmatch(r"(\d+)x(\d+)", word).groups()

@@ -65,7 +65,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(whole, tmp_path):
     reached = []
     for delay in (0.0, 0.013, 0.041):
         process = subprocess.Popen(
-            [sys.executable, "-m", "convstudy", "train", *words, "--folder", str(folder)],
+            [sys.executable, "-m", "convstudy", "train", *words, f"folder={folder}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
