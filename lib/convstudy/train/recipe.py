@@ -146,11 +146,10 @@ class Recipe:
     def pairs(self):
         """Return the pairs to train on, those held out, and the number of classes."""
         if self.data == "composites":
-            train, held_out = (
-                Kept(CompositeSet(which, count, *self.size, seed=self.seed))
-                for which, count in (("train", self.composites), ("held-out", self.held_out))
-            )
-            return train, held_out, 2
+            train = CompositeSet("train", self.composites, *self.size, seed=self.seed)
+            # The same for every seed, so that one training's Dice can stand beside another's.
+            held_out = CompositeSet("held-out", self.held_out, *self.size)
+            return Kept(train), Kept(held_out), 2
         if self.data == "carvana":
             pairs, classes = CarvanaSet(scale=0.1), 2
         else:

@@ -255,3 +255,41 @@ def test_a_state_of_another_network_or_optimiser_is_refused(make):
     for other in (CpuBackend(UNet.initialised(0, width=3)), CpuBackend(backend.network, "sgd")):
         with pytest.raises(ValueError, match="not of this network and optimiser: .* faults more"):
             other.load_state(state)
+
+
+# ---- PyTorch
+
+
+def test_pytorch_s_loss_falls_along_the_same_curve(make):
+    """Twenty steps: rounding differs, and grows with each, so later ones may differ more."""
+    torch = pytest.importorskip(
+        "torch", reason='PyTorch is not installed: run "make setup EXTRAS=torch"'
+    )
+    from originals import torch_unet
+
+    trainer = make(folder=None, schedule=schedules.WarmupCosine(1e-2, 20))
+    theirs = torch_unet(torch, width=2).train()
+    state = trainer.backend.state_dict()
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    optimizer = torch.optim.AdamW(theirs.parameters(), weight_decay=0.01)
+    expected = []
+    for step in range(20):
+        images, masks = trainer.batches.at(step)
+        logits, target = theirs(torch.from_numpy(images)), torch.from_numpy(masks).long()
+        p = logits.softmax(dim=1)
+        one_hot = torch.nn.functional.one_hot(target, 2).permute(0, 3, 1, 2).float()
+        dice = (2 * (p * one_hot).sum() + 1e-6) / (p.sum() + one_hot.sum() + 1e-6)
+        loss = torch.nn.functional.cross_entropy(logits, target) + 1 - dice
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = trainer.schedule.rate(step)
+        optimizer.step()
+        expected.append(loss.item())
+    history = trainer.run(20)
+    np.testing.assert_allclose(history.loss[:10], expected[:10], rtol=1e-4)
+    np.testing.assert_allclose(history.loss, expected, rtol=2e-2)
+    ours = trainer.backend.state_dict()["inc.double_conv.1.running_var"]
+    np.testing.assert_allclose(
+        ours, theirs.state_dict()["inc.double_conv.1.running_var"], rtol=0.05
+    )
