@@ -260,11 +260,19 @@ def test_a_state_of_another_network_or_optimiser_is_refused(make):
 # ---- PyTorch
 
 
-def test_pytorch_s_loss_falls_along_the_same_curve(make):
-    """Twenty steps: rounding differs, and grows with each, so later ones may differ more."""
+@pytest.fixture
+def torch():
     torch = pytest.importorskip(
         "torch", reason='PyTorch is not installed: run "make setup EXTRAS=torch"'
     )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # more wait busily for each other where cores are shared
+    yield torch
+    torch.set_num_threads(before)
+
+
+def test_pytorch_s_loss_falls_along_the_same_curve(make, torch):
+    """Both round, and no more: the largest difference seen in twenty steps was 2e-7."""
     from originals import torch_unet
 
     trainer = make(folder=None, schedule=schedules.WarmupCosine(1e-2, 20))
@@ -286,10 +294,7 @@ def test_pytorch_s_loss_falls_along_the_same_curve(make):
         optimizer.param_groups[0]["lr"] = trainer.schedule.rate(step)
         optimizer.step()
         expected.append(loss.item())
-    history = trainer.run(20)
-    np.testing.assert_allclose(history.loss[:10], expected[:10], rtol=1e-4)
-    np.testing.assert_allclose(history.loss, expected, rtol=2e-2)
-    ours = trainer.backend.state_dict()["inc.double_conv.1.running_var"]
-    np.testing.assert_allclose(
-        ours, theirs.state_dict()["inc.double_conv.1.running_var"], rtol=0.05
-    )
+    np.testing.assert_allclose(trainer.run(20).loss, expected, rtol=1e-5)
+    ours = trainer.backend.state_dict()
+    for name, array in theirs.state_dict().items():
+        np.testing.assert_allclose(ours[name], array.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
