@@ -81,7 +81,7 @@ class Recipe:
     composites: int = 4096
     held_out: int = 64
     flip: bool = True
-    width: int = 16
+    width: int = 12
     bilinear: bool = False
     start: str = ""
     steps: int = 1000
