@@ -236,7 +236,12 @@ def train(recipe, folder=FOLDER, progress=None):
     """
     folder = Path(folder)
     trainer = recipe.trainer(folder, progress)
-    history = trainer.run(recipe.steps)
+    try:
+        history = trainer.run(recipe.steps)
+    except KeyboardInterrupt:
+        kept = trainer.checkpoints.steps() or [0]
+        print(f"training: stopped; the same command goes on after step {kept[-1]}")
+        raise
     network = trained(trainer)
     save_weights(
         folder / WEIGHTS,
