@@ -273,7 +273,7 @@ class Step:
         self._ready(op.w, op.bias)
 
     def _around(self, op):
-        """Return the gradient of those channels of a concatenation that `op` fills, and a corner."""
+        """Return the gradient of the channels of a concatenation that are `op`'s, and a corner."""
         for other in self._low.operations:
             if isinstance(other, fuse.Concatenation) and other.x is op.y:
                 whole, first = self._arrives[other.y], other.skip.shape[1]
