@@ -211,7 +211,7 @@ def _readme(_):
 def _train(arguments):
     from pathlib import Path
 
-    from convstudy.train import recipe
+    from convstudy import recipe
     from convstudy.train.checkpoints import Checkpoints
 
     given = _pairs(arguments.given)

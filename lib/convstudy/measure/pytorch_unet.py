@@ -185,3 +185,15 @@ def gradients(network, images, masks, device="cuda"):
     value = loss(made(given), torch.from_numpy(np.ascontiguousarray(masks)).long().to(device))
     value.backward()
     return {name: each.grad.cpu().numpy() for name, each in made.named_parameters()}
+
+
+def with_peak(function):
+    """Return what `function` returns, and the bytes that PyTorch took at most for it."""
+    import torch
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = function()
+    torch.cuda.synchronize()
+    return result, torch.cuda.max_memory_allocated() - before

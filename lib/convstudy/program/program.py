@@ -139,6 +139,8 @@ class Program:
         Names of places, each with the number of steps before it.
     arena_bytes, kept_bytes : int
         What is allocated for the buffers that share memory, and for those that are kept.
+    allocated_bytes : int
+        What was allocated in fact; 0 before that.
     least_bytes : int
         Of the shared ones that live at one time, at the worst step: `arena_bytes` cannot be less.
     """
@@ -162,7 +164,7 @@ class Program:
         self._offsets, self.arena_bytes = arena.place(lifetimes)
         self.least_bytes = arena.most_alive(lifetimes)
         self.kept_bytes = sum(buffer.nbytes for buffer in self._kept)
-        self._arrays = None
+        self._arrays, self.allocated_bytes = None, 0
 
     def allocate_once(self):
         """Allocate all memory unless that was done."""
@@ -178,11 +180,13 @@ class Program:
             Give each buffer memory of its own, full of NaN: on the emulator, a launch that reaches
             beyond its array is then caught, and so is one that reads what nobody wrote.
         """
+        self.allocated_bytes = 0
         self._arrays = {b: self._zeros(b.size, b.dtype) for b in self._kept}
         if apart:
             for buffer in self._shared:
                 self._arrays[buffer] = array = empty((buffer.size,), self.device, buffer.dtype)
                 array[...] = 0 if array.dtype.kind in "iu" else np.nan
+                self.allocated_bytes += array.nbytes
         else:
             room = self._aligned(self.arena_bytes)
             for buffer, at in zip(self._shared, self._offsets, strict=True):
@@ -232,5 +236,6 @@ class Program:
     def _aligned(self, size):
         # CuPy's memory begins at a multiple of 512, NumPy's of 16.
         room = empty((size + arena.ALIGNMENT,), self.device, np.uint8)
+        self.allocated_bytes += room.nbytes
         start = 0 if self.device.is_gpu else -room.ctypes.data % arena.ALIGNMENT
         return room[start : start + size]

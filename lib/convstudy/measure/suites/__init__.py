@@ -2,6 +2,7 @@
 """The suites, by name, in the order in which they are run."""
 
 from convstudy.measure.suites import (
+    against_pytorch,
     batch,
     chunks,
     convolutions,
@@ -22,6 +23,7 @@ SUITES = {
         hierarchy,
         ladder,
         convolutions,
+        against_pytorch,
         launching,
         startup,
         environments,

@@ -13,13 +13,12 @@ from convstudy import tolerance
 from convstudy.device import array_module, devices
 from convstudy.images import load_sample
 from convstudy.measure import pytorch, pytorch_unet
-from convstudy.measure.clocks import once, synchronise
+from convstudy.measure.clocks import once
 from convstudy.measure.graphs import alternating
 from convstudy.measure.suite import Case, Suite, checked, result
 from convstudy.measure.suites.network import expected, images, no_gpu, numbers, unet
+from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
-from convstudy.program.training import Training
-from convstudy.train.optimizers import AdamW
 
 _WHATS = ("inference", "training")
 # How many rounded operations lie behind a gradient, for one behind a result: forward, backward to
@@ -89,34 +88,32 @@ class _Contest:
         ours.load(images(self.n))
         ours.run()
         check = self._checked_scores(ours.scores())
-        return _Side(ours.run, ours.allocated_bytes, check, ours.predicted_bytes)
+        return self._side(ours, check)
 
     def _our_training(self, device):
         network = unet()
-        ours = Training(network, images(self.n).shape, self.precision, AdamW({}), device)
-        ours.load(images(self.n), masks(self.n))
-        ours.set_rate(1e-4)
+        ours = GpuBackend(network, images(self.n).shape, self.precision, device=device)
+        ours.load(images(self.n), masks(self.n), 1e-4)
         ours.run()
         check = self._checked_gradients(ours.gradients())
-        return _Side(ours.run, ours.allocated_bytes, check, ours.predicted_bytes)
+        return self._side(ours, check)
+
+    def _side(self, ours, check):
+        planned = ours.program.arena_bytes + ours.program.kept_bytes
+        return _Side(ours.run, ours.program.allocated_bytes, check, planned)
 
     def _pytorch(self, way, layout):
-        import torch
+        def begin():
+            runner = pytorch_unet.Runner(
+                unet(), images(self.n), masks(self.n), self.precision, layout == "NHWC"
+            )
+            run = getattr(runner, self.what)(way)
+            results = [run() for _ in range(4)]
+            return run, results[0]
 
-        synchronise(devices()[0])
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        runner = self._runner(layout)
-        run = getattr(runner, self.what)(way)
-        result = run()
-        for _ in range(3):
-            run()
+        (run, result), peak = pytorch_unet.with_peak(begin)
         check = self._checked_scores(result) if self.what == "inference" else None
-        return _Side(run, torch.cuda.max_memory_allocated() - before, check)
-
-    def _runner(self, layout):
-        given = images(self.n), masks(self.n), self.precision
-        return pytorch_unet.Runner(unet(), *given, layout == "NHWC")
+        return _Side(run, peak, check)
 
     def _checked_scores(self, scores):
         if not isinstance(scores, np.ndarray):
