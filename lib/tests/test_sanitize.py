@@ -5,18 +5,25 @@ import re
 import subprocess
 import types
 
+import numpy as np
 import pytest
 
-from convstudy import cli, compile, device, sanitize
+from convstudy import cli, compile, device
 from convstudy.conv.algorithm import ALGORITHMS
 from convstudy.device import EMULATOR, Device
 from convstudy.nn.cuda import KERNELS
+from convstudy.nn.reference import ReferenceOps
+from convstudy.nn.tape import TapeOps
+from convstudy.sanitize import cases as all_cases
+from convstudy.sanitize import tools as sanitize
+from convstudy.sanitize.cases import Case
+from convstudy.train.losses import cross_entropy_dice
 
 H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20)
 
 
 def test_every_kernel_is_among_the_cases_in_every_precision_that_it_has_code_for():
-    cases = list(sanitize.cases(H200))
+    cases = list(all_cases.cases(H200))
     launched = {launch.kernel for case in cases for launch in case.launches}
     named = {case.name for case in cases}
     functions = {kernel for kernel, method in KERNELS.items() if method in named}
@@ -29,26 +36,67 @@ def test_every_kernel_is_among_the_cases_in_every_precision_that_it_has_code_for
         assert not row.plan or 2 <= len(sizes) <= 3, row.id
         if "bf16" in row.precisions and row.plan:
             assert any(" bf16 " in case.name for case in own), row.id
-    assert len(cases) < 110
+    assert len(cases) < 120
 
 
 def case(pattern):
     """Return the first case that matches."""
-    return next(case for case in sanitize.cases(EMULATOR) if re.match(pattern, case.name))
+    return next(case for case in all_cases.cases(EMULATOR) if re.match(pattern, case.name))
 
 
-SOME = ["conv2d_fprop_4", "conv2d_fprop_8_mma tf32", "conv2d_dgrad_9", "conv2d_wgrad_8_mma bf16"]
+SOME = [
+    *("conv2d_fprop_4", "conv2d_fprop_8_mma tf32", "conv2d_dgrad_9", "conv2d_wgrad_8_mma bf16"),
+    *("batch_norm", "pad_concat", "gradient of average pooling", "border", "mask"),
+]
 
 
-@pytest.mark.parametrize("pattern", [*SOME, *KERNELS.values()])
+@pytest.mark.parametrize("pattern", SOME)
 def test_a_case_is_right_and_would_be_seen_to_be_wrong(pattern, monkeypatch):
     case(pattern).run()
-    add = lambda right: lambda *a: (lambda t, *n: (t + 2, *n))(*right(*a))  # noqa: E731
-    monkeypatch.setattr(sanitize, "_truth", add(sanitize._truth))
-    for name in KERNELS.values():
-        right = getattr(sanitize.ReferenceOps, name)
-        monkeypatch.setattr(sanitize.ReferenceOps, name, lambda *a, right=right: right(*a) + 2)
+
+    def err(actual, *arguments):
+        return right(actual + 2, *arguments)
+
+    right = all_cases.tolerance.relative_error
+    monkeypatch.setattr(all_cases.tolerance, "relative_error", err)
     with pytest.raises(AssertionError, match="exceeds the tolerance"):
+        case(pattern).run()
+
+
+class Twin:
+    """A program that computes what it is to compute, or `times` as much, without any kernel."""
+
+    times = 1.0
+
+    def __init__(self, network, *_, **__):
+        self.network, self.program = network, self
+
+    def state(self):
+        return {}
+
+    def load(self, images, masks=None, rate=None):
+        self.images, self.masks = images, masks
+
+    def scores(self):
+        return self.times * self.network.forward(self.images, ReferenceOps()).astype(np.float32)
+
+    def gradients(self):
+        tape = TapeOps(ReferenceOps())
+        self.network.place(tape)
+        logits = self.network.apply(self.images.astype(float), tape)
+        gradients = tape.backward(cross_entropy_dice(logits, self.masks)[1])
+        return {name: self.times * each for name, each in gradients.items()}
+
+    allocate = load_state = reload = run = lambda self, *_, **__: None
+
+
+@pytest.mark.parametrize("pattern", ["training, .*, fp32, sgd", "inference, bilinear"])
+def test_a_wrong_program_would_be_seen(pattern, monkeypatch):
+    for name in ("GpuBackend", "Inference"):
+        monkeypatch.setattr(all_cases, name, Twin)
+    case(pattern).run()
+    monkeypatch.setattr(Twin, "times", 1.1)
+    with pytest.raises(AssertionError, match=r"exceeds the tolerance|the tolerance is"):
         case(pattern).run()
 
 
@@ -56,7 +104,7 @@ def test_a_run_without_a_tool_counts_what_is_wrong(monkeypatch, capsys):
     def wrong():
         raise AssertionError("by much")
 
-    cases = [sanitize.Case("one", (), lambda: None), sanitize.Case("two", (), wrong)]
+    cases = [Case("one", (), lambda: None), Case("two", (), wrong)]
     monkeypatch.setattr(sanitize, "cases", lambda gpu: cases)
     monkeypatch.setattr(device, "require_gpu", lambda who: (EMULATOR,))
     monkeypatch.setattr(device, "allocate_plainly", lambda: None)
@@ -105,7 +153,7 @@ def test_what_a_tool_finds_is_shown_and_the_others_run_on(runs):
     assert sanitize.check(say=said.append) == 1
     assert [line.split(";")[0] for line in said if ";" in line] == [
         *("no tool: clean", "memcheck: clean", "racecheck: FAULTS"),
-        *("initcheck: not finished after 120 s", "synccheck: clean"),
+        *("initcheck: not finished after 150 s", "synccheck: clean"),
     ]
     assert "  === ERROR: a race" in said
     assert "  stuck" in said

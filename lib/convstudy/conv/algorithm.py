@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from convstudy.compile import Launch, source_sha256
 from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned
+from convstudy.conv.epilogue import PLAIN, fits
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -39,8 +40,8 @@ class Algorithm:
     accepts : callable
         ``accepts(problem, device) -> (ok, reason)``; the reason of a refusal says the limit.
     plan : callable or None
-        ``plan(problem, device) -> Launch`` of a kernel; ``plan(problem, device, choice)`` of one
-        that has choices.
+        ``plan(problem, device) -> Launch`` of a kernel; of one that has choices, or takes an
+        `Epilogue`, with ``choice=...`` and ``epilogue=...``.
     compute : callable or None
         ``compute(problem, ...)`` of a CPU algorithm.
     which : {"fprop", "dgrad", "wgrad"}
@@ -54,6 +55,8 @@ class Algorithm:
         ``choices(problem, device)`` lists how a kernel's work can be cut, and
     estimate : callable or None
         ``estimate(problem, device, choice)`` the cycles of one of them, to tell which to try.
+    takes_epilogue : callable or None
+        ``takes_epilogue(epilogue)`` says whether its plan takes an `Epilogue` such as that.
     """
 
     id: str
@@ -67,13 +70,20 @@ class Algorithm:
     cost: Callable | None = None
     choices: Callable | None = None
     estimate: Callable | None = None
+    takes_epilogue: Callable | None = None
 
-    def supports(self, problem, device):
+    def supports(self, problem, device, epilogue=PLAIN):
         """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
         if problem.layout not in self.layouts:
             return False, f"it takes {' or '.join(self.layouts)}; the arrays are {problem.layout}"
         if problem.precision not in self.precisions:
             return False, f"it does not compute {problem.precision} ({problem.dtype} arrays)"
+        if epilogue != PLAIN:
+            if self.takes_epilogue is None or not self.takes_epilogue(epilogue):
+                return False, f"it cannot end with {epilogue}"
+            ok, reason = fits(epilogue, problem, self.which)
+            if not ok:
+                return ok, reason
         return self.accepts(problem, device)
 
 
@@ -262,6 +272,7 @@ def _row(family, kernel, idea):
         cost=own("cost"),
         choices=own("choices"),
         estimate=own("estimate"),
+        takes_epilogue=own("takes_epilogue"),
     )
 
 
@@ -357,8 +368,8 @@ def get_algorithm(name):
 
 
 @functools.cache
-def plan(name, problem, device, choice=None):
-    """Return the `Launch` of kernel `name` for `problem` on `device`.
+def plan(name, problem, device, epilogue=PLAIN, choice=None):
+    """Return the `Launch` of kernel `name` for `problem` on `device`, that ends as `epilogue` says.
 
     Parameters
     ----------
@@ -375,17 +386,20 @@ def plan(name, problem, device, choice=None):
         Where the algorithm refuses the problem; the message is its reason.
     """
     row = get_algorithm(name)
-    ok, reason = row.supports(problem, device)
+    ok, reason = row.supports(problem, device, epilogue)
     if not ok:
         raise ValueError(f"{name} refuses {problem} on {device.name}: {reason}")
     if choice is None:
         found, _ = _tuned(problem, device, row.which)
         choice = found.choice if found and found.id == name else None
-    return _plan(row, problem, device, choice)
+    return _plan(row, problem, device, choice, epilogue)
 
 
-def _plan(row, problem, device, choice):
-    return row.plan(problem, device) if choice is None else row.plan(problem, device, choice)
+def _plan(row, problem, device, choice, epilogue=PLAIN):
+    given = {} if choice is None else {"choice": choice}
+    if epilogue != PLAIN:
+        given["epilogue"] = epilogue
+    return row.plan(problem, device, **given)
 
 
 class Candidate(NamedTuple):
@@ -416,8 +430,10 @@ def _tuned(problem, device, which):
     return Candidate(row.id, choice), f"tuned: {1e6 * found.seconds:.1f} µs, {found.tried} tried"
 
 
-def _able(problem, device, which):
-    rows = [row for row in _ROWS if row.which == which and row.supports(problem, device)[0]]
+def _able(problem, device, which, epilogue=PLAIN):
+    rows = [
+        row for row in _ROWS if row.which == which and row.supports(problem, device, epilogue)[0]
+    ]
     if not rows:
         raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
     return rows
@@ -432,12 +448,13 @@ def _estimated(rows, problem, device):
 
 
 @functools.cache
-def _chosen(problem, device, which):
+def _chosen(problem, device, which, epilogue=PLAIN):
     """Return the id that "auto" takes, and why."""
     found, why = _tuned(problem, device, which)
-    if found:
+    rows = _able(problem, device, which, epilogue)
+    if found and ALGORITHMS[found.id] in rows:
         return found.id, why
-    name, how = _estimated(_able(problem, device, which), problem, device)
+    name, how = _estimated(rows, problem, device)
     return name, f"{how}; {why}" if why else how
 
 
@@ -447,14 +464,14 @@ def read_again():
         known()
 
 
-def choose(problem, device, which="fprop"):
+def choose(problem, device, which="fprop", epilogue=PLAIN):
     """Return the id of the algorithm that "auto" takes.
 
     It is the one that was found fastest for this problem on GPUs of this name (suite "tuning"),
     unless its source has changed since. Where there is no such record, it is the last row that
     does not refuse; or, where that row and others say what they cost, the one that costs least.
     """
-    return _chosen(problem, device, which)[0]
+    return _chosen(problem, device, which, epilogue)[0]
 
 
 def explain(problem, device=CPU, which="fprop"):

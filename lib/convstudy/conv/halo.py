@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 from convstudy.compile import Launch, Sequence
-from convstudy.conv import hopper
+from convstudy.conv import gemm, hopper
+from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # conv2d_wgmma.cuh's and conv2d_halo.cuh's constants.
@@ -105,7 +106,12 @@ def estimate(kernel, problem, device, choice):
     return 0.93 * cycles
 
 
-def plan(kernel, problem, device, choice=None):
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: in every way, if its input is whole."""
+    return not epilogue.source
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launch of a kernel of rung 11; `choice` is one of `choices`, or the `best`."""
     p, which = problem, _which(kernel)
     (columns,) = choice or best(kernel, problem, device)
@@ -142,6 +148,7 @@ def plan(kernel, problem, device, choice=None):
         + 16,
         (pixels, filters),
     )
+    main = gemm.with_epilogue(main, epilogue)
     if not ready:
         return main
     launch, shape = ready

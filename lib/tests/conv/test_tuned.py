@@ -39,7 +39,7 @@ def keep(folder, candidate, time="20240102T030405Z", name=H200.name, machine="bo
         [3e-5, 1e-5, 2e-5],
         clock="event",
         problem=PROBLEM,
-        launch=plan(candidate.id, PROBLEM, H200, candidate.choice),
+        launch=plan(candidate.id, PROBLEM, H200, choice=candidate.choice),
         values={"candidates": ["a", "b"]},
     )
     row |= changes
@@ -68,7 +68,7 @@ def test_without_a_record_the_estimates_choose():
 
 def test_what_was_found_fastest_is_taken_with_its_choice(measurements):
     best = slowest()
-    expected = plan(best.id, PROBLEM, H200, best.choice)
+    expected = plan(best.id, PROBLEM, H200, choice=best.choice)
     assert plan(best.id, PROBLEM, H200) == expected  # a kernel's default is its only choice here
     row = algorithm.get_algorithm("conv2d_fprop_10_wgmma")
     unlikely = max(
@@ -77,7 +77,7 @@ def test_what_was_found_fastest_is_taken_with_its_choice(measurements):
     unliked = plan(row.id, PROBLEM, H200)
     keep(measurements, Candidate(row.id, unlikely))
     assert choose(PROBLEM, H200) == row.id
-    assert plan(row.id, PROBLEM, H200) == plan(row.id, PROBLEM, H200, unlikely) != unliked
+    assert plan(row.id, PROBLEM, H200) == plan(row.id, PROBLEM, H200, choice=unlikely) != unliked
     assert f"chosen (tuned: 20.0 µs, 2 tried, {tuned.text(unlikely)})" in line()
     # A kernel that is asked for by name, and was not found fastest, goes by its estimates.
     assert plan(best.id, PROBLEM, H200) == expected

@@ -109,7 +109,7 @@ def test_a_wrong_candidate_is_not_chosen_and_not_kept_silent(emulated, monkeypat
     right = tuning._Heats._checked
 
     def checked(self, launch, *arguments):
-        if launch is tuning.plan(first.id, PROBLEM, EMULATOR, first.choice):
+        if launch is tuning.plan(first.id, PROBLEM, EMULATOR, choice=first.choice):
             raise RuntimeError("the result is wrong: by much")
         return right(self, launch, *arguments)
 

@@ -60,7 +60,7 @@ def launches(options):
     """Return what the cases launch on this machine's GPU."""
     device = devices()[0]
     return [
-        plan(candidate.id, problem, device, candidate.choice)
+        plan(candidate.id, problem, device, choice=candidate.choice)
         for _, which, problem in _different(options)
         for candidate in _candidates(which, problem, device, options)
     ]
@@ -101,7 +101,7 @@ class _Heats:
         truth = passes.truth(self.which, self.problem, arrays[0])
         replays, checks, wrong = {}, {}, []
         for candidate in _candidates(self.which, self.problem, device, self.options):
-            launch = plan(candidate.id, self.problem, device, candidate.choice)
+            launch = plan(candidate.id, self.problem, device, choice=candidate.choice)
             try:
                 checks[candidate] = self._checked(launch, device, operands[0], truth)
             except Exception as error:  # the others are still of use
@@ -138,7 +138,7 @@ class _Heats:
 
     def _row(self, samples, final, checks, device):
         chosen = list(final)[pick(list(final.values()))]
-        launch = plan(chosen.id, self.problem, device, chosen.choice)
+        launch = plan(chosen.id, self.problem, device, choice=chosen.choice)
         choice = {"algorithm": chosen.id, "choice": tuned.text(chosen.choice)}
         return result(
             self.name,
