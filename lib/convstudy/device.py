@@ -131,6 +131,15 @@ def why_no_gpu():
     )
 
 
+def why_no_blas():
+    """Return why CuPy cannot multiply matrices here, and how it can; None where it can."""
+    try:
+        from cupy_backends.cuda.libs import cublas  # noqa: F401
+    except ImportError:
+        return "CuPy finds no cuBLAS; `make setup EXTRAS=torch` brings it"
+    return None
+
+
 def require_gpu(who, count=1):
     """Return the first `count` GPUs, or raise RuntimeError naming who asked and what to do."""
     found = devices()
@@ -183,6 +192,16 @@ def empty(shape, device, dtype=np.float32):
     cupy = _cupy()
     with cupy.cuda.Device(device.index):
         return cupy.empty(shape, dtype)
+
+
+def release_memory(device, share=0.25):
+    """Give back to a GPU what CuPy keeps for later arrays, where that is more than a share of it.
+
+    Nothing that was captured as a graph may still be replayed: its temporaries lie there.
+    """
+    pool = _cupy().get_default_memory_pool()
+    if pool.total_bytes() > share * device.memory_bytes:
+        pool.free_all_blocks()
 
 
 def device_of(array):

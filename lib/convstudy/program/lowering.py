@@ -65,7 +65,7 @@ class Lowering:
     def convolve(self, which, problem, *arrays, epilogue=PLAIN):
         """Launch a pass of a convolution, by the algorithm that suits it best."""
         name = choose(problem, self.device, which, epilogue)
-        self.builder.run(plan(name, problem, self.device, epilogue), *arrays)
+        self.builder.run(plan(name, problem, self.device, epilogue=epilogue), *arrays)
 
     def enlarge(self, op, filters, bias):
         """Launch a transposed convolution, filters in the order (r, s, k, c), or interpolation."""

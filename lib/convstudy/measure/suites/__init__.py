@@ -14,6 +14,7 @@ from convstudy.measure.suites import (
     launching,
     learning,
     startup,
+    tuning,
 )
 
 SUITES = {
@@ -22,6 +23,7 @@ SUITES = {
         functions,
         hierarchy,
         ladder,
+        tuning,
         convolutions,
         against_pytorch,
         launching,
