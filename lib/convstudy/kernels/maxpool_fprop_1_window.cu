@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Max pooling: one thread an output, which reads its window.
 //
-// Idea      Windows of 2 x 2 at stride 2 do not overlap: no pixel is read twice and there is nothing
-//           to share. Those of 3 x 3 overlap by a row and a column, which L1 still has. What is left
-//           over below and right of the last window is in none. NaN wins, as in every framework.
+// Idea      Windows of 2 x 2 at stride 2 do not overlap: no pixel is read twice and nothing is to
+//           be shared. Those of 3 x 3 overlap by a row and a column, which L1 still has. What is
+//           left over below and right of the last window is in none. NaN wins, as in every
+//           framework.
 // Threads   A block covers 1,024 outputs of one plane (n, c), thread t those at t, t + 256, ...
 //           A warp reads 64 neighbouring pixels of two rows, in two steps of 2.
 // Shared    None.
