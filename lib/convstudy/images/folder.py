@@ -125,11 +125,15 @@ def _check(image_path, mask_path):
 def _levels(path):
     """Return a mask as it is stored: (H, W) integers."""
     image = open_image(path)
-    if image.mode in ("RGB", "RGBA", "LA"):
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode in ("P", "RGB", "RGBA", "LA"):
         colours = np.asarray(image.convert("RGB"))
-        if (colours != colours[..., :1]).any():
+        # Grey is a level however it is stored: files number the colours of a palette as they like.
+        if (colours == colours[..., :1]).all():
+            return colours[..., 0]
+        if image.mode != "P":
             raise ValueError(f"{path} is coloured; save the mask as grey, one level for each class")
-        return colours[..., 0]
     return np.asarray(image).astype(np.int64)
 
 

@@ -28,6 +28,14 @@ class ReferenceOps(Ops):
     def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
         return reference.conv2d(x, w, bias, stride, padding)
 
+    def conv2d_dgrad(self, dy, w, size, padding=(0, 0), stride=(1, 1)):
+        """Return the gradient of a convolution's input, of height and width `size`."""
+        return reference.conv2d_dgrad(dy, w, size, stride, padding)
+
+    def conv2d_wgrad(self, x, dy, size, padding=(0, 0), stride=(1, 1)):
+        """Return the gradient of a convolution's filters, of height and width `size`."""
+        return reference.conv2d_wgrad(x, dy, size, stride, padding)
+
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         mean, deviation, weight, bias = (
             values[:, None, None] for values in (mean, np.sqrt(var + eps), weight, bias)

@@ -3,11 +3,9 @@
 
 import numpy as np
 
-from convstudy.conv import cpu, reference
 from convstudy.nn import gradients
-from convstudy.nn.blas import BlasOps
+from convstudy.nn.images import ImageOps
 from convstudy.nn.ops import Ops
-from convstudy.problem import ConvProblem
 
 
 class TapeOps(Ops):
@@ -19,7 +17,7 @@ class TapeOps(Ops):
     Parameters
     ----------
     ops : Ops, optional
-        What computes, on NumPy arrays: `BlasOps()` if not given, or `ReferenceOps()` in float64.
+        What computes: `ImageOps()` if not given, or `ReferenceOps()` in float64.
     training : bool
         Batch norm takes the statistics of its input, and its running statistics follow; else it
         takes the running statistics, which stay. It may be changed between passes.
@@ -42,7 +40,7 @@ class TapeOps(Ops):
     name = "tape"
 
     def __init__(self, ops=None, training=True, momentum=0.1):
-        self._ops = ops or BlasOps()
+        self._ops = ops or ImageOps()
         self.training, self.momentum = training, momentum
         self.recording = True
         self.parameters = {}
@@ -106,11 +104,11 @@ class TapeOps(Ops):
         inner = id(x) in self._made
 
         def back(dy):
-            yield w, _wgrad(x, dy, w, padding, stride)
+            yield w, self._ops.conv2d_wgrad(x, dy, w.shape[2:], padding, stride)
             if bias is not None:
                 yield bias, gradients.bias_grad(dy)
             if inner:
-                yield x, _dgrad(dy, w, x, padding, stride)
+                yield x, self._ops.conv2d_dgrad(dy, w, x.shape[2:], padding, stride)
 
         return self._record(self._ops.conv2d(x, w, padding, stride, bias), back)
 
@@ -191,19 +189,3 @@ class TapeOps(Ops):
             return (w, dw), (bias, dbias), (x, gradients.head_dgrad(dy, w))
 
         return self._record(self._ops.head(x, w, bias), back)
-
-
-def _dgrad(dy, w, x, padding, stride):
-    if x.dtype != np.float32:
-        return reference.conv2d_dgrad(dy, w, x.shape[2:], stride, padding)
-    dx = np.empty_like(x)
-    cpu.dgrad(ConvProblem.of(x, w, stride, padding), np.ascontiguousarray(dy), w, dx)
-    return dx
-
-
-def _wgrad(x, dy, w, padding, stride):
-    if x.dtype != np.float32:
-        return reference.conv2d_wgrad(x, dy, w.shape[2:], stride, padding)
-    dw = np.empty_like(w)
-    cpu.wgrad(ConvProblem.of(x, w, stride, padding), x, dy, dw)
-    return dw

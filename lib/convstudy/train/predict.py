@@ -2,14 +2,19 @@
 """A trained network on a picture of any size."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from convstudy.device import devices
+from convstudy.images import load_image, overlay
 from convstudy.models.unet import LEAST_SIZE
 from convstudy.nn.blas import BlasOps
+from convstudy.nn.cuda import ResidentOps
 from convstudy.train.dice import decide
 from convstudy.train.memory import forward_bytes, free_bytes
+from convstudy.train.weights import load_weights
 
 
 def segment(network, image, ops=None, scale=None, trained_on=None):
@@ -57,6 +62,48 @@ def segment(network, image, ops=None, scale=None, trained_on=None):
         _check_memory(network, size, scale)
     logits = network.forward(_resized(image, size)[None], ops)[0]
     return decide(_resized(logits, (height, width))[None])[0]
+
+
+def draw(weights, picture, output, mask="", scale=None):
+    """Draw what a trained network finds in a picture over it, into a file.
+
+    Parameters
+    ----------
+    weights, picture, output : path-like
+    mask : path-like, optional
+        Where the bare mask goes: grey levels, one a class, up to white.
+    scale : float, optional
+        As in `segment`.
+
+    Returns
+    -------
+    str
+        What was found, in a few words.
+    """
+    for path in filter(None, (output, mask)):
+        _check_output(path)
+    image = load_image(picture)
+    network, metadata = load_weights(weights)
+    size = metadata.get("size", "")
+    trained_on = tuple(map(int, size.split("x"))) if size else None
+    ops = ResidentOps() if devices() else BlasOps()
+    classes = segment(network, image, ops, scale, trained_on)
+    Image.fromarray(overlay(image, classes)).save(output)
+    if mask:
+        step = 255 // max(1, network.n_classes - 1)
+        Image.fromarray(classes * np.uint8(step)).save(mask)
+    height, width = classes.shape
+    return f"{width} x {height} pixels, {(classes > 0).mean():.1%} of them in the mask"
+
+
+def _check_output(path):
+    """Raise ValueError unless a picture can be written there."""
+    path = Path(path)
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise ValueError(f"{path}: the name has to end as a picture's, such as .png")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
 
 
 def _resized(planes, size):

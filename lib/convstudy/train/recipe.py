@@ -22,7 +22,7 @@ from convstudy.train.weights import load_weights, save_weights
 FOLDER = paths.BUILD / "train"
 WEIGHTS, HISTORY = "weights.safetensors", "history.csv"
 
-# What other rules are called here: milesial's has its own rate, schedule and clip.
+# What `optimizer=original` stands for: how milesial/Pytorch-UNet trains.
 ORIGINAL = {
     "optimizer": "rmsprop",
     "rate": optimizers.ORIGINAL_RATE,
@@ -81,7 +81,7 @@ class Recipe:
     composites: int = 4096
     held_out: int = 64
     flip: bool = True
-    width: int = 16
+    width: int = 12
     bilinear: bool = False
     start: str = ""
     steps: int = 1000
@@ -123,9 +123,9 @@ class Recipe:
         values = {}
         for name, word in given.items():
             if name in own:
-                rule[name] = _value(name, word, float)
+                rule[name] = value(name, word, float)
             elif name in kinds:
-                values[name] = _value(name, word, kinds[name])
+                values[name] = value(name, word, kinds[name])
             else:
                 raise ValueError(
                     f"training has no option {name!r}; there are execution, {', '.join(kinds)}, "
@@ -146,11 +146,10 @@ class Recipe:
     def pairs(self):
         """Return the pairs to train on, those held out, and the number of classes."""
         if self.data == "composites":
-            train, held_out = (
-                Kept(CompositeSet(split, size, *self.size, seed=self.seed))
-                for split, size in (("train", self.composites), ("held-out", self.held_out))
-            )
-            return train, held_out, 2
+            train = CompositeSet("train", self.composites, *self.size, seed=self.seed)
+            # The same for every seed, so that one training's Dice can stand beside another's.
+            held_out = CompositeSet("held-out", self.held_out, *self.size)
+            return Kept(train), Kept(held_out), 2
         if self.data == "carvana":
             pairs, classes = CarvanaSet(scale=0.1), 2
         else:
@@ -172,7 +171,7 @@ class Recipe:
         return network
 
     def trainer(self, folder=None, progress=None):
-        """Return what trains by this recipe, at the step that the folder's checkpoints have come to.
+        """Return what trains by this recipe, as far as the folder's checkpoints have come.
 
         Parameters
         ----------
@@ -205,6 +204,19 @@ class Recipe:
 EXECUTIONS = {"cpu": {}}
 
 
+def described(recipe):
+    """Return every option of a recipe, and of its optimiser, a line each."""
+    values = dataclasses.asdict(recipe)
+    rule = dict(values.pop("rule"))
+    values |= optimizers.OPTIMIZERS[recipe.optimizer].defaults | rule
+    values["size"] = "x".join(map(str, recipe.size))
+    shown = {True: "yes", False: "no"}
+    return "\n".join(
+        f"{name}={shown[value] if isinstance(value, bool) else value}"
+        for name, value in values.items()
+    )
+
+
 def train(recipe, folder=FOLDER, progress=None):
     """Train by a recipe to its end, and leave weights and history in the folder.
 
@@ -231,7 +243,7 @@ def train(recipe, folder=FOLDER, progress=None):
         network,
         {
             "recipe": json.dumps(dataclasses.asdict(recipe)),
-            "size": "x".join(map(str, recipe.size)),
+            "size": "x".join(map(str, trainer.held_out[0][1].shape)),
             "steps": str(trainer.step),
             "held_out_dice": f"{history.scores[-1][1]:.4f}",
         },
@@ -267,8 +279,8 @@ def _execution(word):
     return word
 
 
-def _value(name, word, kind):
-    """Return a word as a value of its option."""
+def value(name, word, kind):
+    """Return a word as the value of an option that is a bool, a number, or a size (tuple)."""
     try:
         if kind is tuple:
             height, width = re.fullmatch(r"(\d+)x(\d+)", word).groups()

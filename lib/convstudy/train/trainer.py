@@ -94,7 +94,7 @@ class Trainer:
         self.held_out, self.options = held_out, options or {}
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.progress = progress
-        self.step, self.history = 0, History()
+        self.step, self.history, self._seen = 0, History(), ""
         images, _ = self._batch(0)
         memory.check(
             lambda n: backend.needs_bytes(n, *images.shape[2:]),
@@ -139,12 +139,13 @@ class Trainer:
                 is_last = self.step == steps
                 evaluates = is_last or self.step % self.evaluate_every == 0
                 saves = is_last or self.step % self.save_every == 0
-                self._look(under_way, 0 if evaluates or saves else self.backend.lag, bar)
+                self._look(under_way, 0 if evaluates or saves else self.backend.lag)
                 if evaluates:
                     self._evaluate()
                 if saves:
                     self.history.seconds = time.perf_counter() - started
                     self._save()
+                bar.set_postfix_str(self._seen, refresh=False)
                 bar.update()
         self.history.seconds = time.perf_counter() - started
         return self.history
@@ -167,7 +168,7 @@ class Trainer:
             )
         return images, masks
 
-    def _look(self, under_way, lag, bar):
+    def _look(self, under_way, lag):
         """Read what came of the steps under way, but for the last `lag`."""
         while len(under_way) > lag:
             step, rate, outcome = under_way.popleft()
@@ -175,9 +176,8 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(self._diverged(step, rate, loss, norm))
             self.history.loss.append(loss)
-            if not under_way:
-                held_out = f"{self.history.scores[-1][1]:.3f}" if self.history.scores else "-"
-                bar.set_postfix_str(f"loss {loss:.3f}, dice {dice:.3f}, held-out {held_out}", False)
+            held_out = f"{self.history.scores[-1][1]:.3f}" if self.history.scores else "-"
+            self._seen = f"loss {loss:.3f}, Dice {dice:.3f}, held-out {held_out}"
 
     def _diverged(self, step, rate, loss, norm):
         before = self.history.loss[-1] if self.history.loss else math.nan

@@ -97,8 +97,9 @@ def check_ending(path):
 
 def _read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise tensors.DamagedError(f"{path} is no whole .npz file: {error}") from error
 

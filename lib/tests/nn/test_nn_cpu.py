@@ -7,12 +7,18 @@ import pytest
 from convstudy import tolerance
 from convstudy.conv import reference
 from convstudy.nn.blas import BlasOps
+from convstudy.nn.images import ImageOps
 from convstudy.nn.ops import FUNCTIONS, Ops, Timed
 from convstudy.nn.plain import PlainOps
 from convstudy.nn.reference import ReferenceOps, averaging, interpolation
 
 TWIN = ReferenceOps()
-EXECUTIONS = {"plain": PlainOps(), "blas": BlasOps(), "blas, 1 thread": BlasOps(1)}
+EXECUTIONS = {
+    "plain": PlainOps(),
+    "blas": BlasOps(),
+    "blas, 1 thread": BlasOps(1),
+    "by images": ImageOps(),
+}
 EVERY = {"reference": ReferenceOps(np.float32), **EXECUTIONS}
 
 # N, C, H, W: odd and even, one pixel high or wide, several images.
