@@ -28,11 +28,7 @@ class BlasOps(Ops):
         self.threads = threads or cpu.threads()
 
     def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
-        problem = ConvProblem.of(x, w, stride, padding)
-        y = np.empty(problem.y_shape, np.float32)
-        with cpu.limit_threads(self.threads):
-            cpu.blas(problem, x, w, bias, y)
-        return y
+        return self._convolve(x, w, bias, stride, padding)
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         # One multiplication and one addition a pixel; what is left of the formula is per channel.
@@ -96,7 +92,14 @@ class BlasOps(Ops):
         return y
 
     def head(self, x, w, bias):
-        return self.conv2d(x, w, bias=bias)
+        return self._convolve(x, w, bias)
+
+    def _convolve(self, x, w, bias, stride=(1, 1), padding=(0, 0)):
+        problem = ConvProblem.of(x, w, stride, padding)
+        y = np.empty(problem.y_shape, np.float32)
+        with cpu.limit_threads(self.threads):
+            cpu.blas(problem, x, w, bias, y)
+        return y
 
 
 def _places(first, count, stride):

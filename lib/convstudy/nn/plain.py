@@ -25,7 +25,7 @@ class PlainOps(Ops):
         return x
 
     def relu(self, x):
-        _relu(x)
+        _relu(x.reshape(-1))
         return x
 
     def max_pool2d(self, x, window=2, stride=2, padding=0):
@@ -81,12 +81,9 @@ def _batch_norm(x, weight, bias, mean, var, eps):
 
 @compiled
 def _relu(x):
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            for h in range(x.shape[2]):
-                for w in range(x.shape[3]):
-                    if x[n, c, h, w] < 0:
-                        x[n, c, h, w] = 0
+    for i in range(x.size):
+        if x[i] < 0:
+            x[i] = 0
 
 
 @compiled
