@@ -3,18 +3,20 @@
 
 import hashlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from originals import torch_resnet, torch_vgg16
 
 from convstudy import tolerance
-from convstudy.device import EMULATOR
+from convstudy.conv.algorithm import choose, kernels_for, plan
+from convstudy.device import EMULATOR, Device
 from convstudy.models.network import Network
 from convstudy.models.resnet import ResNet
 from convstudy.models.vgg import VGG16
 from convstudy.nn.blas import BlasOps
-from convstudy.nn.cuda import OffloadOps, ResidentOps
+from convstudy.nn.cuda import OffloadOps, ResidentOps, linear_problem
 from convstudy.nn.ops import FUNCTIONS
 from convstudy.nn.plain import PlainOps
 from convstudy.nn.reference import ReferenceOps
@@ -350,6 +352,35 @@ def test_convolutions_elsewhere_agree_with_float64(kind, rng):
         DataParallelOps([EMULATOR], 2, 3, "conv2d_fprop_3_tiled", BlasOps()),
     ):
         tolerance.assert_close(network.forward(x, ops), truth, *network.terms())
+
+
+# ---- the registry
+
+GPUS = (
+    Device("gpu", "an A30", 0, (8, 0), 56, 163 * 1024, 24 * 2**20),
+    Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20),
+    EMULATOR,
+)
+PRECISIONS = (("fp32", "float32"), ("tf32", "float32"), ("bf16", "bfloat16"))
+
+
+@pytest.mark.parametrize("device", GPUS, ids=lambda device: device.name)
+@pytest.mark.parametrize("n", [1, 64])
+def test_every_layer_has_an_algorithm_for_every_pass_and_precision(name, device, n):
+    network = MAKE[name]()
+    linear = [
+        linear_problem(n, features, k)
+        for k, features in (s for s in network.shapes.values() if len(s) == 2)
+    ]
+    for _, problem in network.layers(224, 224, n):
+        for rung in kernels_for(problem, device):
+            assert plan(rung, problem, device)
+        assert "conv2d_fprop_3_tiled" in kernels_for(problem, device)
+    problems = [replace(problem, layout="NHWC") for _, problem in network.layers(224, 224, n)]
+    for problem in (*problems, *linear):
+        for which, (precision, dtype) in itertools.product(("fprop", "dgrad", "wgrad"), PRECISIONS):
+            asked = replace(problem, precision=precision, dtype=dtype)
+            assert plan(choose(asked, device, which), asked, device)
 
 
 # ---- gradients
