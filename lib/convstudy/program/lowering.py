@@ -92,9 +92,10 @@ class Lowering:
                 return whole.part((first, other.x.shape[1])), other.corner
         return self.lies[op.y], (0, 0)
 
-    def pool(self, x, y):
-        """Launch 2 x 2 pooling of one tensor to another."""
+    def pool(self, x, y, window=2, stride=2, padding=0):
+        """Launch pooling of one tensor to another."""
+        sides = ((size, size) for size in (window, stride, padding))
         launch = pool_nhwc.launch_max_pool(
-            x.shape, self.dtype.name, pitch_x=x.pitch, pitch_y=y.pitch
+            x.shape, self.dtype.name, *sides, pitch_x=x.pitch, pitch_y=y.pitch
         )
         self.builder.run(launch, x, y, None)

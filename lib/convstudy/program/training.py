@@ -120,10 +120,10 @@ class Step:
     # ---- forward ---------------------------------------------------------------------------------
     def _convolution(self, op):
         low, run = self._low, self._builder.run
-        if op.norm is None:
+        if op.norm is None or op.bias or op.stride != (1, 1):
             raise NotImplementedError(
-                f"training: the convolution of {op.w.name} has no batch norm behind it, which a "
-                f"program cannot train yet; train this network on the CPU"
+                f"training: the convolution of {op.w.name} has a bias, a stride or no batch norm, "
+                f"which a program cannot train yet; train this network on the CPU"
             )
         x, z = low.lies[op.x], low.lies[op.y]
         k, _, r, s = op.w.shape
