@@ -121,6 +121,24 @@ def _read(cupy, index):
     )
 
 
+def recorded(gpu):
+    """Return the GPU that a record's field `gpus` tells of, as far as it does: to plan by.
+
+    Memory's bandwidth is no part of it.
+    """
+    return Device(
+        "gpu",
+        gpu["name"],
+        gpu["index"],
+        tuple(map(int, gpu["compute_capability"].split("."))),
+        gpu["sm_count"],
+        gpu["shared_bytes_per_block"],
+        gpu["l2_bytes"],
+        gpu["memory_bytes"],
+        1e6 * (gpu["clocks_mhz"]["sm_max"] or 0),
+    )
+
+
 def why_no_gpu():
     """Return one sentence that says why there is no GPU here, and how to get one seen."""
     if _cupy() is None:
