@@ -25,7 +25,9 @@ Checker::Checker(Worker& w)
       shared_(w.module.shared),
       nest_(*w.launch),
       paths_(w.threads, Path(nest_)) {
-    written_.resize(w.module.shared.end - w.module.shared.begin);
+    const Range& shared = w.module.shared;
+    written_.resize(shared.end - shared.begin);
+    copied_.resize((shared.end >> 4) - (shared.begin >> 4) + 1);
     // Arrays that overlap (one passed twice, say) share one shadow.
     std::vector<Range> ranges(w.launch->arrays, w.launch->arrays + w.launch->array_count);
     std::sort(ranges.begin(), ranges.end(),
@@ -42,6 +44,7 @@ Checker::Checker(Worker& w)
 void Checker::begin_block() {
     block_synchronised();
     std::fill(written_.begin(), written_.end(), 0);
+    std::fill(copied_.begin(), copied_.end(), 0);
     for (Path& path : paths_) path.reset();
 }
 
@@ -84,20 +87,6 @@ uint16_t Checker::site(uint64_t pc) {
     return cached.site = found->second;
 }
 
-Fault Checker::fault(FaultKind kind, uint64_t address, uint32_t size, AccessKind access,
-                     uint64_t pc) const {
-    Fault f{};
-    f.kind = kind;
-    f.sites = 1;
-    f.here = site_of(w_, w_.block, w_.current->number);
-    f.here.access = access;
-    f.here.pc = pc - w_.module.image.begin;
-    f.shared = w_.module.shared;
-    f.address = address;
-    f.size = size;
-    return f;
-}
-
 void Checker::stop(const Fault& fault) {
     // An index read from memory that nobody wrote leads anywhere: the first fault is the cause.
     abandon(unwritten_.kind && fault.kind != SHARED_RACE ? unwritten_ : fault);
@@ -122,6 +111,7 @@ Shadow* Checker::array_at(uint64_t address, uint32_t size) {
 
 void Checker::track(Shadow& shadow, uint64_t address, uint32_t size, AccessKind kind, uint64_t pc) {
     const bool shared = &shadow == &shared_;
+    if (shared && copied_[(address >> 4) - (shared_.range.begin >> 4)]) return;
     const uint16_t at = site(pc);
     const uint64_t end = address + size;
     for (uint64_t word = address & ~3ull; word < end; word += 4) {
@@ -142,7 +132,7 @@ void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, b
 
     auto conflicts = [&](const Touch& t) { return (t.bytes & bytes) && !ordered(t); };
     auto race = [&](const Touch& before, AccessKind what) {
-        Fault f = fault(shared ? SHARED_RACE : GLOBAL_RACE, address, size, kind, pcs_[site]);
+        Fault f = fault_here(shared ? SHARED_RACE : GLOBAL_RACE, address, size, kind, pcs_[site]);
         f.sites = 2;
         f.other = site_of(w_, before.block - 1, before.thread);
         f.other.pc = pcs_[before.site] - w_.module.image.begin;
@@ -172,21 +162,17 @@ void Checker::access(uint64_t address, uint32_t size, AccessKind kind, uint64_t 
     const bool shared = address >= m.shared.begin && address < m.shared.end;
     Shadow* shadow = shared ? &shared_ : array_at(address, size);
     if (!shadow && private_memory(address, size)) return;
-
-    const uint64_t end = address + size;
-    const bool in_room = address < m.room.end && end > m.room.begin;
-    const bool asked_for = address >= m.dynamic.begin && end <= m.dynamic.end;
-    if (!shadow || (shared && (end > m.shared.end || (in_room && !asked_for))))
-        stop(fault(OUT_OF_BOUNDS, address, size, kind, pc));
+    if (!shadow || (shared && !within_shared(m, address, size)))
+        stop(fault_here(OUT_OF_BOUNDS, address, size, kind, pc));
     const bool power_of_two = (size & (size - 1)) == 0;
     if (power_of_two && address % size)
-        stop(fault(MISALIGNED, address, size, kind, pc));
+        stop(fault_here(MISALIGNED, address, size, kind, pc));
 
     if (shared) {
         auto* written = written_.data() + (address - m.shared.begin);
         const bool all_written = !memchr(written, 0, size);
         if (kind != WRITE && !all_written && !unwritten_.kind)
-            unwritten_ = fault(UNINITIALISED_SHARED, address, size, kind, pc);
+            unwritten_ = fault_here(UNINITIALISED_SHARED, address, size, kind, pc);
         if (kind != READ) memset(written, 1, size);
     }
     track(*shadow, address, size, kind, pc);
@@ -208,8 +194,27 @@ void Checker::end_copy(uint64_t shared, uint32_t size, uint64_t pc) {
     memset(written_.data() + (shared - w_.module.shared.begin), 1, size);
 }
 
+void Checker::copy_lines(uint64_t shared, uint32_t size) {
+    const uint64_t begin = w_.module.shared.begin;
+    memset(written_.data() + (shared - begin), 1, size);
+    memset(copied_.data() + ((shared >> 4) - (begin >> 4)), 1, size / 16);
+    counts.shared_stores += size / 128;
+    counts.shared_store_bytes += size;
+}
+
+void Checker::count_copied(uint64_t bytes, uint64_t sectors) {
+    counts.global_loads++;
+    counts.global_load_requests++;
+    counts.global_load_bytes += bytes;
+    counts.global_load_sectors += sectors;
+}
+
+void Checker::use_barrier(uint64_t barrier, uint64_t pc) {
+    track(shared_, barrier, 8, ATOMIC, pc);
+}
+
 void Checker::bad_index(const char* array, int64_t index, uint64_t pc) {
-    Fault f = fault(INDEX_OUT_OF_BOUNDS, 0, 0, READ, pc);
+    Fault f = fault_here(INDEX_OUT_OF_BOUNDS, 0, 0, READ, pc);
     f.index = index;
     strncpy(f.type, array, sizeof f.type - 1);
     stop(f);

@@ -54,6 +54,12 @@ class Checker {
     // from before its beginning to after its end.
     void begin_copy(uint64_t shared, uint32_t size, uint64_t pc);
     void end_copy(uint64_t shared, uint32_t size, uint64_t pc);
+    // The TMA writes whole lines of 128 bytes; who may touch them when is a matter of barriers of
+    // phases, of which nothing is known here: from then on, races there are not looked for.
+    void copy_lines(uint64_t shared, uint32_t size);
+    void count_copied(uint64_t bytes, uint64_t sectors);
+    // All threads may use a barrier of phases at once, but not while one initialises it.
+    void use_barrier(uint64_t barrier, uint64_t pc);
     void bad_index(const char* array, int64_t index, uint64_t pc);
 
     Path& path() { return paths_[w_.current->number]; }
@@ -81,6 +87,7 @@ class Checker {
     size_t recent_ = 0;  // the array of the last access: the next is often there
     Shadow shared_;
     std::vector<uint8_t> written_;  // for each byte of shared memory
+    std::vector<uint8_t> copied_;   // for each 16 bytes of it: whether the TMA wrote there
     Fault unwritten_{};
 
     std::unordered_map<uint64_t, uint16_t> site_of_pc_;
@@ -101,8 +108,6 @@ class Checker {
     void count_global(uint64_t offset, uint32_t size, AccessKind kind, uint64_t pc);
     Shadow* array_at(uint64_t address, uint32_t size);
     bool private_memory(uint64_t address, uint32_t size) const;
-    Fault fault(FaultKind kind, uint64_t address, uint32_t size, AccessKind access,
-                uint64_t pc) const;
     [[noreturn]] void stop(const Fault& fault);
 };
 

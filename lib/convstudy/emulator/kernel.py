@@ -107,8 +107,10 @@ _FAULTS = (
     errors.DivergentBarrier,
     errors.DivergentBarrier,
     errors.Deadlock,
+    errors.Deadlock,
+    errors.EmulatorFault,
 )
-_INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER = 2, 8
+_INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER, _ENDLESS_PHASE, _MISUSE = 2, 8, 10, 11
 _VERBS = ("reads", "writes", "updates", "waits")
 
 
@@ -381,6 +383,10 @@ class EmulatedKernel:
                 f"{self._where(here)}: {self.entry}: {_who(here)} uses index {fault.index} "
                 f"of an array of type {fault.type.decode()}"
             )
+        if fault.kind == _MISUSE:
+            return f"{self._where(here)}: {self.entry}: {_who(here)} {fault.type.decode()}"
+        if fault.kind == _ENDLESS_PHASE:
+            return f"{start} for the end of a phase that never comes: the barrier is {place}"
         if kind is errors.OutOfBounds:
             return f"{start} {fault.size} bytes out of bounds, {place}"
         if kind is errors.MisalignedAccess:

@@ -50,6 +50,8 @@ enum FaultKind : uint32_t {
     DIVERGENT_BARRIER,
     EXITED_BEFORE_BARRIER,
     DEADLOCK,
+    ENDLESS_PHASE,
+    MISUSE,
 };
 
 enum AccessKind : uint32_t { READ, WRITE, ATOMIC, WAIT };
@@ -67,7 +69,7 @@ struct Fault {
     Range shared;          // where shared memory lay
     uint64_t address, size;
     int64_t index;       // of INDEX_OUT_OF_BOUNDS
-    char type[128];      // of the array that was indexed
+    char type[128];      // of the array that was indexed; of MISUSE, what is wrong
 };
 
 }  // namespace emu
