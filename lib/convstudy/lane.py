@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from convstudy.device import array_module
+from convstudy.device import array_module, empty
 
 
 def open_lanes(device, streams):
@@ -54,7 +54,7 @@ class CpuLane:
 
     def empty(self, shape):
         """Return a float32 array on the device, not yet written, for this lane alone."""
-        return np.empty(shape, np.float32)
+        return empty(shape, self.device)
 
     def copy(self, destination, source):
         """Copy between host and device, C-contiguous arrays of one shape."""
@@ -109,7 +109,7 @@ class GpuLane:
         return cupyx.empty_pinned(shape, np.float32)
 
     def empty(self, shape):
-        return self._cupy.empty(shape, np.float32)
+        return empty(shape, self.device)
 
     def copy(self, destination, source):
         if isinstance(source, np.ndarray):

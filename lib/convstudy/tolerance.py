@@ -63,16 +63,21 @@ def relative_error(actual, reference):
 
     A NaN or an infinity in `actual` gives infinity, so that it never passes.
     """
-    actual = np.asarray(actual)
-    reference = np.asarray(reference, dtype=np.float64)
+    actual, reference = (_as_float64(array) for array in (actual, reference))
     if actual.shape != reference.shape:
         raise ValueError(f"relative_error: shapes differ, {actual.shape} and {reference.shape}")
     if reference.size == 0:
         return 0.0
     if not np.isfinite(actual).all():
         return math.inf
-    scale = math.sqrt(np.mean(np.square(reference))) or 1.0
-    return float(np.max(np.abs(actual.astype(np.float64) - reference)) / scale)
+    scale = math.sqrt(float(np.mean(np.square(reference)))) or 1.0
+    return float(np.max(np.abs(actual - reference))) / scale
+
+
+def _as_float64(array):
+    # NumPy's functions take CuPy's arrays too, and work on their GPU.
+    on_gpu = hasattr(array, "__cuda_array_interface__")
+    return (array if on_gpu else np.asarray(array)).astype(np.float64)
 
 
 def assert_close(actual, reference, *terms, dtype=None, precision="fp32"):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convstudy.compile import Launch
-from convstudy.conv import cpu, gemm, halo, hopper
+from convstudy.conv import cpu, direct, gemm, halo, hopper
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -250,6 +250,7 @@ def _row(family, kernel, idea):
 
 
 _gemm = functools.partial(_row, gemm)
+_direct = functools.partial(_row, direct)
 _hopper = functools.partial(_row, hopper)
 _halo = functools.partial(_row, halo)
 
@@ -317,6 +318,9 @@ _ROWS = (
     _gemm("conv2d_fprop_8_mma", "tensor cores, sums split over blocks"),
     _gemm("conv2d_dgrad_8_mma", "tensor cores, back to the input"),
     _gemm("conv2d_wgrad_8_mma", "tensor cores, back to the filters"),
+    _direct("conv2d_fprop_9_direct", "few input channels: weights stay, no matrix product"),
+    _direct("conv2d_dgrad_9_direct", "few input channels: lanes share the filters"),
+    _direct("conv2d_wgrad_9_direct", "few input channels: all sums in registers"),
     _hopper("conv2d_fprop_10_wgmma", "warpgroups, fed by the tensor memory accelerator"),
     _hopper("conv2d_dgrad_10_wgmma", "warpgroups, back to the input"),
     _hopper("conv2d_wgrad_10_wgmma", "warpgroups, back to the filters"),

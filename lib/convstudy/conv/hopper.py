@@ -116,6 +116,8 @@ def _which(kernel):
 def supports(kernel, problem, device):
     """Return (ok, reason) for a kernel of rung 10; its name says which pass it is."""
     p, which = problem, _which(kernel)
+    if device.kind == "emulator":
+        return False, "the emulator has neither the TMA nor wgmma; it runs on a Hopper GPU"
     if device.compute_capability != (9, 0):
         return False, f"it needs Hopper's wgmma (compute capability 9.0); {device.name} has none"
     if which == "dgrad" and p.stride != (1, 1):
@@ -128,7 +130,7 @@ def supports(kernel, problem, device):
             )
     if max(p.r, p.s) + max(p.padding) > _FARTHEST or max(p.stride) > 8:
         return False, "filter, padding or stride is larger than the TMA walks by itself"
-    if max(p.r - 1 - p.padding[0], p.s - 1 - p.padding[1]) < 0 and which == "dgrad":
+    if min(p.r - 1 - p.padding[0], p.s - 1 - p.padding[1]) < 0 and which == "dgrad":
         return False, f"padding {p.padding} is more than the filter reaches; crop dy first"
     if max(p.r * p.s * max(p.c, p.k), p.n * max(p.h * p.w, p.p * p.q)) >= 2**31:
         return False, "pixels or weights are 2^31 or more; cut the batch"

@@ -2,18 +2,21 @@
 """What every set of images with masks has in common."""
 
 import operator
+from abc import ABC, abstractmethod
 
 import numpy as np
 
 
-class Pairs:
+class Pairs(ABC):
     """A sequence of (image, mask), one at a time or as a batch; a set says how to make one."""
 
+    @abstractmethod
     def __len__(self):
-        raise NotImplementedError
+        """Return how many pairs there are."""
 
+    @abstractmethod
     def _pair(self, index):
-        raise NotImplementedError
+        """Return (image, mask) of an index from 0 on, as `__getitem__` returns them."""
 
     def __getitem__(self, index):
         """Return (image, mask): (3, H, W) float32 in [0, 1], and (H, W) uint8 of 0 and 1."""

@@ -6,7 +6,7 @@
 //           number becomes two of TF32, in two arrays one behind the other. The order inside 32
 //           places of DEPTH is that in which the consumers' lanes take the first operand.
 // Threads   256 threads make 32 lines x 32 places; warp i lines i, i + 8, i + 16, i + 24.
-// Shared    4,224 bytes, where lines are turned.
+// Shared    Bytes, static: 4,224 with the defaults.
 // Source    Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022.
 #include "ptx.cuh"
 
@@ -44,7 +44,7 @@ conv2d_operand_1_split(const float* __restrict__ from, float* __restrict__ to, i
         const size_t at = ((size_t)(d % inner) * outer + d / inner) * lines + line;
         tile[i][x] = d < depth && line < lines ? from[at] : 0.0f;
     }
-    __syncthreads();
+    __syncthreads();  // the tile is whole: it is read across the lines that were written
 #endif
     for (int i = y; i < 32; i += 8) {
         const int line = line0 + i;

@@ -69,7 +69,8 @@ constexpr int BYTES_B = TILE_N * 128;
 constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
 // A patch of pixels with its halo, on whole kilobytes, where the exchange of chunks begins anew.
 constexpr int PATCH = 16, PITCH = PATCH + S - 1;
-constexpr int BYTES_PATCH = (PATCH + R - 1) * PITCH * 128, PATCH_STEP = (BYTES_PATCH + 1023) & ~1023;
+constexpr int BYTES_PATCH = (PATCH + R - 1) * PITCH * 128;
+constexpr int PATCH_STEP = (BYTES_PATCH + 1023) / 1024 * 1024;
 // Behind the stages: what a cluster's blocks show each other,
 constexpr int BYTES_SUMS = CLUSTER > 1 ? TILE_M * TILE_N * 4 : 0;
 // and what the lanes of a warp exchange.

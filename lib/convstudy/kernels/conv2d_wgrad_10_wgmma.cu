@@ -35,8 +35,8 @@ struct Copies {
     {
         Taps taps = first;
         for (int i = 0; i < (X_FIRST ? TILE_M : TILE_N); i += TILE_D) {
-            load_im2col((X_FIRST ? a : b) + i * 128, x, barrier, taps.channel, at.w * STRIDE_W - pad_w,
-                        at.h * STRIDE_H - pad_h, at.n, taps.s, taps.r);
+            load_im2col((X_FIRST ? a : b) + i * 128, x, barrier, taps.channel,
+                        at.w * STRIDE_W - pad_w, at.h * STRIDE_H - pad_h, at.n, taps.s, taps.r);
             taps.next_channels(TILE_D, C);
         }
         if (X_FIRST)

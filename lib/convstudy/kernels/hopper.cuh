@@ -198,33 +198,34 @@ __device__ __forceinline__ void keep(float (&d)[COUNT])
     ".f32." TYPES " {" NAMES "}, " OPERANDS ", add, 1, 1" TAIL ";\n}"
 
 // Overwrites d where `add` is false. TF32: both operands' lines run along K. bf16: ACROSS_A and
-// ACROSS_B say that they run across it.
-#define DEFINE_WGMMA(N, REGISTERS, NAMES, A, B, ADD, R0, R1, R2, R3, BR, ADDR, D)                 \
-    __device__ __forceinline__ void wgmma_tf32(float (&d)[REGISTERS], uint64 a, uint64 b, int add) \
+// ACROSS_B say that they run across it. P0 to P5 are the numbers of what follows d in the assembly.
+#define DEFINE_WGMMA(N, COUNT, NAMES, D, P0, P1, P2, P3, P4, P5)                                  \
+    __device__ __forceinline__ void wgmma_tf32(float (&d)[COUNT], uint64 a, uint64 b, int add)    \
     {                                                                                             \
-        asm volatile(WGMMA("m64n" N "k8", "tf32.tf32", NAMES, A ", " B, ADD, "")                  \
+        asm volatile(WGMMA("m64n" N "k8", "tf32.tf32", NAMES, P0 ", " P1, P2, "")                 \
                      : D                                                                          \
                      : "l"(a), "l"(b), "r"(add));                                                 \
     }                                                                                             \
-    __device__ __forceinline__ void wgmma_tf32(float (&d)[REGISTERS], const unsigned (&a)[4],     \
+    __device__ __forceinline__ void wgmma_tf32(float (&d)[COUNT], const unsigned (&a)[4],         \
                                                uint64 b, int add)                                 \
     {                                                                                             \
         asm volatile(WGMMA("m64n" N "k8", "tf32.tf32", NAMES,                                     \
-                           "{" A "," B "," ADD "," R3 "}, " BR, ADDR, "")                         \
+                           "{" P0 "," P1 "," P2 "," P3 "}, " P4, P5, "")                          \
                      : D                                                                          \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));             \
     }                                                                                             \
     template <int ACROSS_A, int ACROSS_B>                                                         \
-    __device__ __forceinline__ void wgmma_bf16(float (&d)[REGISTERS], uint64 a, uint64 b, int add) \
+    __device__ __forceinline__ void wgmma_bf16(float (&d)[COUNT], uint64 a, uint64 b, int add)    \
     {                                                                                             \
-        asm volatile(WGMMA("m64n" N "k16", "bf16.bf16", NAMES, A ", " B, ADD, ", " R0 ", " R1)    \
+        asm volatile(WGMMA("m64n" N "k16", "bf16.bf16", NAMES, P0 ", " P1, P2, ", " P3 ", " P4)   \
                      : D                                                                          \
                      : "l"(a), "l"(b), "r"(add), "n"(ACROSS_A), "n"(ACROSS_B));                   \
     }
 #define D64 D32(0), D32(32)
-#define D128 D32(0), D32(32), D32(64), D32(96)
-DEFINE_WGMMA("64", 32, NAMES32, "%32", "%33", "%34", "%35", "%36", , "%35", "%36", "%37", D32(0))
-DEFINE_WGMMA("128", 64, NAMES64, "%64", "%65", "%66", "%67", "%68", , "%67", "%68", "%69", D64)
-DEFINE_WGMMA("256", 128, NAMES128, "%128", "%129", "%130", "%131", "%132", , "%131", "%132", "%133", D128)
+#define D128 D64, D32(64), D32(96)
+#define ARGUMENTS(...) __VA_ARGS__
+DEFINE_WGMMA("64", 32, NAMES32, ARGUMENTS(D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+DEFINE_WGMMA("128", 64, NAMES64, ARGUMENTS(D64), "%64", "%65", "%66", "%67", "%68", "%69")
+DEFINE_WGMMA("256", 128, NAMES128, ARGUMENTS(D128), "%128", "%129", "%130", "%131", "%132", "%133")
 
 #endif

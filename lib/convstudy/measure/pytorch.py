@@ -5,6 +5,7 @@ import importlib.util
 
 import numpy as np
 
+from convstudy.device import array_module, devices
 from convstudy.problem import BFLOAT16
 
 
@@ -115,7 +116,7 @@ def convolution(which, problem, arrays, channels_last):
     -------
     (callable, callable)
         ``run()``, which does not wait, on PyTorch's current stream; and ``fetch()``, the last
-        result as an NHWC NumPy array, of float32 for bf16 too.
+        result as an NHWC array where it lies, of float32 for bf16 too.
     """
     import torch
 
@@ -129,15 +130,23 @@ def convolution(which, problem, arrays, channels_last):
         outputs[0] = _pass(which, problem, x, w, dy)
 
     def fetch():
-        return np.ascontiguousarray(outputs[0].permute(0, 2, 3, 1).float().cpu().numpy())
+        return _array(outputs[0].permute(0, 2, 3, 1).float())
 
     return run, fetch
 
 
 def truth(which, problem, arrays):
-    """Return the float64 result of a pass, an NHWC NumPy array; arguments as in `convolution`."""
+    """Return the float64 result of a pass, NHWC, where it lies; arguments as in `convolution`."""
     x, w, dy = (_channels_first(each).double() for each in _three(arrays))
-    return _pass(which, problem, x, w, dy).permute(0, 2, 3, 1).cpu().numpy()
+    return _array(_pass(which, problem, x, w, dy).permute(0, 2, 3, 1))
+
+
+def _array(tensor):
+    """Return a tensor as a contiguous CuPy array where it lies on a GPU, else as NumPy's."""
+    tensor = tensor.contiguous()
+    if not tensor.is_cuda:
+        return tensor.numpy()
+    return array_module(devices()[tensor.device.index]).from_dlpack(tensor)
 
 
 def _three(arrays):

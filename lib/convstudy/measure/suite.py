@@ -128,8 +128,16 @@ def not_measured(case, status, reason):
     return result(case.name, dict(case.labels)) | {"status": status, "reason": reason}
 
 
-def checked(actual, reference, *terms, precision="fp32"):
+def checked(actual, reference, *terms, precision="fp32", room=1):
     """Compare with a float64 reference, and return the field `check` of a result.
+
+    Parameters
+    ----------
+    actual, reference : array
+    *terms, precision
+        As of `tolerance.tolerance`.
+    room : float
+        How many times the tolerance is granted.
 
     Raises
     ------
@@ -137,7 +145,7 @@ def checked(actual, reference, *terms, precision="fp32"):
         Where it does not agree: what is wrong is not timed.
     """
     error = tolerance.relative_error(actual, reference)
-    limit = tolerance.tolerance("float32", *terms, precision=precision)
+    limit = room * tolerance.tolerance("float32", *terms, precision=precision)
     if not error <= limit:
         raise RuntimeError(
             f"the result is wrong: its relative error is {error:.3g}, the tolerance {limit:.3g}"

@@ -118,10 +118,12 @@ def draw(startup, launch):
         squeeze=False,
         height_ratios=counts,
     )
-    marks = {excess(): ("the paper's excess", "right"), _whole(): ("the paper, in all", "left")}
+    marks = {excess(): "the paper's excess", _whole(): "the paper, in all"}
     for panel, (machine, part) in zip(axes[:, 0], parts, strict=True):
         _panel(panel, part, marks)
         panel.set_title(machine, loc="left")
+    seconds = plotted["median_s"]
+    axes[-1, 0].set_xlim(min(1e-3, seconds.min() / 2), 2.5 * max(*marks, seconds.max()))
     axes[-1, 0].set_xlabel("time, for one image")
     axes[0, 0].figure.legend(
         handles=[axes[0, 0].barh(0, 0, color=color, label=kind) for kind, color in _COLORS.items()],
@@ -138,10 +140,10 @@ def _whole():
 
 def _panel(axes, part, marks):
     across = axes.get_xaxis_transform()
-    for seconds, (text, side) in marks.items():
+    for seconds, text in marks.items():
         axes.axvline(seconds, color=BLACK, lw=0.9, ls="--")
         text = f"{text}: {labels.significant(seconds, 4)} s"
-        axes.text(seconds, 1.02, text, transform=across, ha=side, fontsize=6.5)
+        axes.text(seconds, 1.02, text, transform=across, ha="right", fontsize=6.5)
     for place, row in enumerate(part.to_dict("records")):
         axes.barh(place, row["median_s"], height=0.7, color=_COLORS[row["kind"]])
         axes.annotate(
@@ -156,7 +158,6 @@ def _panel(axes, part, marks):
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xlim(min(1e-3, part["median_s"].min() / 2), 500)
     axes.xaxis.set_major_formatter(lambda value, _: labels.quantity(value, "s"))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")

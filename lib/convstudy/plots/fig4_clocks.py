@@ -56,20 +56,30 @@ def clocks(table):
         of the fp32 peak of the data sheet; NaN for a GPU without one.
     """
     done = labels.finished(table)
-    peaks = sheets()["fp32_tflops"]
-    rows = []
-    for row in done.to_dict("records"):
-        rate = statistics.tflops(convolution_flops(int(row["n"])), row["median_s"])
-        derived = {"tflops": rate, "of_peak": rate / peaks.get(row["gpu"], float("nan"))}
-        rows.append({name: (row | derived)[name] for name in COLUMNS})
+    peaks = 1e12 * sheets()["fp32_tflops"]
+    rows = [_derived(row, peaks.get(row["gpu"], float("nan"))) for row in done.to_dict("records")]
     for environment, gpus in _PRINTED.items():
-        seconds = float(paper()[environment, "convolution"])
-        rate = statistics.tflops(convolution_flops(1), seconds)
-        printed = (PAPER, f"{PAPER_GPU}, {gpus}", "conv2d_fprop_3_tiled", 1, "")
+        printed = {
+            "machine": PAPER,
+            "gpu": f"{PAPER_GPU}, {gpus}",
+            "algorithm": "conv2d_fprop_3_tiled",
+            "n": 1,
+            "clock": "",
+            "median_s": float(paper()[environment, "convolution"]),
+            "stale": False,
+        }
         # Two cards have twice the peak.
-        peak = peaks[PAPER_GPU] * int(gpus[0])
-        rows.append(dict(zip(COLUMNS, (*printed, seconds, rate, rate / peak, False), strict=True)))
+        rows.append(_derived(printed, peaks[PAPER_GPU] * int(gpus[0])))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _derived(row, peak):
+    work = convolution_flops(int(row["n"])), row["median_s"]
+    rates = {
+        "tflops": statistics.tflops(*work),
+        "of_peak": statistics.share_of_peak(*work, peak),
+    }
+    return {name: (row | rates)[name] for name in COLUMNS}
 
 
 def display(plotted):

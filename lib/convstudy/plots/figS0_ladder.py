@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The ladder: each algorithm at each of U-Net's 18 convolutions, and in all."""
 
+import math
+
 import pandas as pd
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from convstudy import paths, records
 from convstudy.compile import source_sha256
@@ -116,8 +119,11 @@ def _of_algorithm(chosen, table):
 
 
 def _derived(row):
-    tflops = statistics.tflops(row["flops"], row["median_s"])
-    derived = {"tflops": tflops, "peak_share": tflops * 1e12 / row["peak_flops"]}
+    work = row["flops"], row["median_s"]
+    derived = {
+        "tflops": statistics.tflops(*work),
+        "peak_share": statistics.share_of_peak(*work, row["peak_flops"]),
+    }
     return {name: (row | derived)[name] for name in COLUMNS}
 
 
@@ -242,6 +248,15 @@ def _totals(axes, part):
     axes.set_xscale("log")
     # Room for what is written to the right of the last point.
     axes.set_xlim(low, high * (high / low) ** 1.25)
-    axes.tick_params(axis="x", which="both", length=0, labelbottom=False)
+    axes.xaxis.set_major_locator(FixedLocator(_decades(low, high)[::2]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: labels.quantity(value, "s"))
+    axes.tick_params(axis="x", length=0, labelcolor="#666666")
+    axes.grid(axis="x")
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _decades(low, high):
+    """Return the powers of ten from `low` to `high`."""
+    return [10.0**power for power in range(math.ceil(math.log10(low)), math.ceil(math.log10(high)))]

@@ -136,11 +136,17 @@ def draw(table):
     parts = list(plotted.groupby(["machine", "precision"], sort=False))
     passes = list(plotted["pass"].drop_duplicates())
     drawing, axes = figure(
-        len(parts), len(passes), height=0.9 + 1.6 * len(parts), squeeze=False, sharey="row"
+        len(parts),
+        len(passes),
+        height=0.9 + 1.3 * len(parts),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
     )
+    names = [*table["layer"].drop_duplicates(), ALL]
     for panels, ((machine, precision), part) in zip(axes, parts, strict=True):
         for panel, which in zip(panels, passes, strict=True):
-            _panel(panel, part[part["pass"] == which])
+            _panel(panel, part[part["pass"] == which], names)
             panel.set_title(f"{machine}: {which}, {precision}", loc="left")
         panels[0].set_ylabel("times as fast as cuDNN")
     axes[0, -1].legend(loc="best")
@@ -148,8 +154,7 @@ def draw(table):
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
 
 
-def _panel(axes, part):
-    names = [*part[part["layer"] != ALL]["layer"].drop_duplicates(), ALL]
+def _panel(axes, part, names):
     for (n, rows), (color, marker) in zip(part.groupby("n"), _LINES, strict=False):
         best = rows.sort_values("ratio", ascending=False).drop_duplicates("layer")
         places = best["layer"].map(names.index).to_numpy()

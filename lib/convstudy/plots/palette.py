@@ -51,6 +51,9 @@ ALGORITHMS = {
     "conv2d_fprop_6_stages": Look("6 stages", "#44aa99", "h", "\\\\"),
     "conv2d_fprop_7_warp_tiles": Look("7 warp tiles", "#882255", ">", ".."),
     "conv2d_fprop_8_mma": Look("8 tensor cores", YELLOW, "p", "xx"),
+    "conv2d_fprop_9_direct": Look("9 direct, few channels", "#999933", "X", "//"),
+    "conv2d_fprop_10_wgmma": Look("10 warpgroups and TMA", "#117733", "8", "\\\\"),
+    "conv2d_fprop_11_halo": Look("11 patches with halo", "#88ccee", "H", ".."),
     "cudnn": Look("cuDNN", PURPLE, "*", "--"),
     "pytorch-cpu": Look("PyTorch, CPU", SKY, "P", "++"),
 }
@@ -85,7 +88,7 @@ ENVIRONMENTS = {
 }
 
 _SPARE_COLORS = (SKY, PURPLE, "#117733", "#ddcc77")
-_SPARE_MARKERS = ("X", "8", "H")
+_SPARE_MARKERS = ("1", "2", "3")
 
 
 def look(name):

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from convstudy import paths
 from convstudy.plots.style import style
 
+NOTHING = "No record of these machines has what would be drawn here."
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -81,16 +83,18 @@ def save(drawn, folder):
 def show(drawn):
     """Return what a notebook's cell displays: the PNG that `save` writes, or the table alone.
 
+    Where nothing was measured, a sentence says so.
+
     ``make figures`` names a folder in the environment variable `paths.FIGURES_VARIABLE`; the
     files are then written as well. Where it is not set, as in JupyterLab, nothing is.
     """
     folder = os.environ.get(paths.FIGURES_VARIABLE)
     if folder:
         save(drawn, folder)
-    if drawn.figure is None:
-        return drawn.table
-    from IPython.display import Image
+    from IPython.display import Image, Markdown
 
+    if drawn.figure is None:
+        return Markdown(f"*{NOTHING}*") if drawn.table.empty else drawn.table
     return Image(data=drawn.png())
 
 

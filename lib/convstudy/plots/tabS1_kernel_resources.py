@@ -14,7 +14,7 @@ from convstudy.plots.save import Drawn
 NAME = "tabS1_kernel_resources"
 ARCHITECTURES = ("sm_80", "sm_90")
 # With the defines that choose each; a kernel has the one or the other.
-_DTYPES = {"float32": (), "bfloat16": (("BF16", 1), ("ELEMENT", 2))}
+_DTYPES = {"float32": (), "bfloat16": (("BF16", 1),)}
 _TOGETHER = 2
 
 

@@ -10,14 +10,16 @@ from convstudy.records.record import (
     validate_result,
     write,
 )
-from convstudy.records.table import machines, newest, provenance, table
+from convstudy.records.table import COMMITTED, machines, named, newest, provenance, table
 
 __all__ = [
+    "COMMITTED",
     "SCHEMA",
     "RecordError",
     "digest",
     "load",
     "machines",
+    "named",
     "newest",
     "provenance",
     "table",

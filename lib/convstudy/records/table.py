@@ -13,6 +13,24 @@ _COLUMNS = (
 )
 
 
+# Whose records the committed figures are drawn from, and in what order: a claim is judged by the
+# first that has measured what it needs.
+COMMITTED = ("nvidia-h200", "amd-epyc-2c")
+
+
+def named(text):
+    """Return the slugs that `text` names, between commas; those of `COMMITTED` where it is empty.
+
+    Examples
+    --------
+    >>> named("local, a30")
+    ('local', 'a30')
+    >>> named("") == COMMITTED
+    True
+    """
+    return tuple(slug.strip() for slug in text.split(",")) if text else COMMITTED
+
+
 def machines():
     """Return the slugs of the machines that have records, sorted."""
     return tuple(sorted({path.parent.name for path in paths.MEASUREMENTS.glob("*/*.json")}))

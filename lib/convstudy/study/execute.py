@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 import yaml
 from tqdm import tqdm
 
-from convstudy import paths
+from convstudy import paths, records
 
-# The parameter that every notebook has: whose records it draws, as slugs between commas.
+# The parameter that every notebook has: whose records it draws, as `records.named` reads it.
 MACHINES = "machines"
 LOCAL = paths.LOCAL_MEASUREMENTS.name
 
@@ -143,7 +143,8 @@ def _unknown(name, known):
 def with_local(chosen):
     """Return `chosen` with this machine's own records added to those that it draws."""
     return {
-        notebook: {MACHINES: f"{defaults(notebook)[MACHINES]},{LOCAL}"} | values
+        notebook: {MACHINES: ",".join((*records.named(defaults(notebook)[MACHINES]), LOCAL))}
+        | values
         for notebook, values in chosen.items()
         if MACHINES in defaults(notebook)
     }

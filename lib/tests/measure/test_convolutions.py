@@ -16,6 +16,7 @@ from convstudy.problem import ConvProblem
 from convstudy.records import validate_result
 
 PASSES = ("fprop", "dgrad", "wgrad")
+OPTIONS = convolutions.SUITE.options | {"rungs": "all", "repeats": 2}
 PROBLEM = ConvProblem(1, 3, 6, 7, 8, 3, 3, padding=1, layout="NHWC")
 HALVED = dataclasses.replace(PROBLEM, dtype="bfloat16", precision="bf16")
 
@@ -52,7 +53,7 @@ def emulated(monkeypatch):
 @pytest.mark.parametrize("problem", [PROBLEM, HALVED], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("which", PASSES)
 def test_every_kernel_of_the_pass_and_both_layouts_of_cudnn_take_part(which, problem, emulated):
-    contest = convolutions._Contest("name", {"pass": which}, which, problem, 2)
+    contest = convolutions._Contest("name", {"pass": which}, which, problem, OPTIONS)
     rows = contest.run()
     sides = [f"{row['labels']['algorithm']}/{row['labels']['layout']}" for row in rows]
     assert sides[-2:] == ["cudnn/NCHW", "cudnn/NHWC"]
@@ -69,7 +70,7 @@ def test_a_wrong_result_of_cudnn_is_not_timed(emulated, monkeypatch):
     wrong = lambda *_: (lambda: None, lambda: np.zeros(PROBLEM.y_shape))  # noqa: E731
     monkeypatch.setattr(pytorch, "convolution", wrong)
     with pytest.raises(RuntimeError, match="the result is wrong"):
-        convolutions._Contest("name", {}, "fprop", PROBLEM, 2).run()
+        convolutions._Contest("name", {}, "fprop", PROBLEM, OPTIONS).run()
 
 
 def test_sides_take_turns_and_warm_up():

@@ -7,7 +7,7 @@ import pytest
 
 from convstudy import paths
 from convstudy.plots.palette import look
-from convstudy.plots.save import Drawn, footer, save, show
+from convstudy.plots.save import NOTHING, Drawn, footer, save, show
 from convstudy.plots.style import figure, style
 
 
@@ -90,3 +90,10 @@ def test_a_table_alone_is_shown_and_saved_as_a_table(tmp_path, monkeypatch):
     monkeypatch.setenv(paths.FIGURES_VARIABLE, str(tmp_path))
     assert show(Drawn("claims", table)) is table
     assert [path.name for path in tmp_path.iterdir()] == ["claims.csv"]
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_where_nothing_was_measured_a_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv(paths.FIGURES_VARIABLE, str(tmp_path))
+    assert show(Drawn("fig9_test", pd.DataFrame(columns=["n"]))).data == f"*{NOTHING}*"
+    assert (tmp_path / "fig9_test.csv").read_text() == "n\n"

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from convstudy import paths
+from convstudy import paths, records
 
 THIS = "lib/tests/project/test_tree.py"
 LICENCE = {
@@ -92,3 +92,8 @@ def test_lines_of_device_code_are_at_most_100_characters(texts):
 def test_files_stay_small(tracked):
     for name in tracked:
         assert (paths.ROOT / name).stat().st_size < 1_500_000, name
+
+
+def test_every_machine_whose_records_are_committed_is_drawn(tracked):
+    folders = {name.split("/")[2] for name in tracked if name.startswith("data/measurements/")}
+    assert set(records.COMMITTED) == folders

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import tiny
 
-from convstudy import paths
+from convstudy import paths, records
 from convstudy.study import execute
 
 SHOW = f"import os\nprint(os.environ.get({paths.FIGURES_VARIABLE!r}), machines, chunks, scale)"
@@ -65,6 +65,12 @@ def test_this_machines_records_come_beside_the_committed_ones(folder):
     assert chunks == {"machines": "h200,local", "chunks": 8}
     chosen = execute.choose("04", {"machines": "a30"}, folder)
     assert execute.with_local(chosen) == chosen
+
+
+def test_a_notebook_that_names_no_machine_draws_the_committed_ones(folder):
+    tiny.write(folder, "02-all", SHOW, parameters='machines = ""\n')
+    (chosen,) = execute.with_local(execute.choose("02", {}, folder)).values()
+    assert chosen == {"machines": ",".join((*records.COMMITTED, "local"))}
 
 
 def stdout(notebook):

@@ -17,6 +17,9 @@ from convstudy.measure.suites.network import BLOCKED, TILED, no_gpu, numbers, un
 
 # Calls go round so many sets of arrays: what a call reads, the one before it did not leave in L2.
 _SETS = 3
+# cuDNN's fastest kernels are less exact than sums of rounded products are: in strict fp32 the
+# gradients of filters erred by four times the tolerance. That is shown beside its time.
+_ROOM = 16
 # A replay is to be long against the few microseconds that its launch takes.
 _CALLS = {1: 12}
 
@@ -93,7 +96,7 @@ class _Contest:
         sides, replays = self._sides(device, arrays), {}
         for name, side in sides.items():
             side.calls[0]()
-            side.check = self._checked(side.fetch(), truth)
+            side.check = self._checked(side.fetch(), truth, 1 if side.launch else _ROOM)
             replays[name] = side.capture([side.calls[i % _SETS] for i in range(count)])
         samples = alternating(once("event", device), replays, count, self.options["repeats"])
         return [self._row(*each, samples[each[0]], count, device) for each in sides.items()]
@@ -116,16 +119,16 @@ class _Contest:
         operands = [each.operands(self.which, problem.layout) for each in arrays]
 
         def fetch():
-            y = operands[0][-1] if device.kind == "emulator" else operands[0][-1].get()
+            y = operands[0][-1]
             return y if problem.layout == "NHWC" else np.moveaxis(y, 1, 3)
 
         calls = [lambda given=given: launch.run(device, given) for given in operands]
         return _Side(calls, fetch, lambda calls: capture(device, calls), launch)
 
-    def _checked(self, actual, truth):
+    def _checked(self, actual, truth, room):
         p = self.problem
         terms = {"fprop": p.terms, "dgrad": p.k * p.r * p.s, "wgrad": p.n * p.p * p.q}
-        return checked(actual, truth, terms[self.which], precision=p.precision)
+        return checked(actual, truth, terms[self.which], precision=p.precision, room=room)
 
     def _row(self, name, side, samples, count, device):
         algorithm, layout = name.split("/")

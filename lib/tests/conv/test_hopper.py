@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""Rungs 10 and 11: who is refused, how they are cut, and their results on a GPU that has wgmma."""
+
+import dataclasses
+
+import pytest
+from problems import UNET_PROBLEMS
+from test_gemm import PASSES, check, of
+
+from convstudy import compile, device
+from convstudy.conv import algorithm, halo, hopper
+from convstudy.device import Device
+from convstudy.measure.suites.network import unet
+from convstudy.problem import ConvProblem
+
+H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20)
+KERNELS = [row.id for row in algorithm.ALGORITHMS.values() if row.id.endswith(("_wgmma", "_halo"))]
+PRECISIONS = ("fp32", "tf32", "bf16")
+# Channels in whole lines; tiles that are not full, rows of tiles that wrap, images that follow.
+PROBLEMS = {
+    "two images": ConvProblem(2, 64, 9, 13, 64, 3, 3, padding=(1, 1)),
+    "long sums, few pixels": ConvProblem(1, 512, 5, 7, 128, 3, 3, padding=(1, 1)),
+    "channels that fill no tile": ConvProblem(1, 192, 17, 19, 320, 3, 3, padding=(1, 1)),
+    "1x1": ConvProblem(3, 64, 7, 8, 128, 1, 1),
+    "5x5, padded unevenly": ConvProblem(1, 64, 18, 33, 64, 5, 5, padding=(2, 1)),
+    "7x7": ConvProblem(1, 64, 21, 16, 64, 7, 7, padding=(3, 3)),
+    "2x4, not padded": ConvProblem(2, 64, 19, 20, 64, 2, 4),
+    "stride 2": ConvProblem(2, 64, 16, 23, 64, 3, 3, (2, 2), (1, 1)),
+    "stride 3 down alone": ConvProblem(1, 64, 20, 9, 128, 3, 3, (3, 1), (1, 1)),
+    "six pixels": ConvProblem(1, 64, 2, 3, 64, 3, 3, padding=(1, 1)),
+}
+
+
+def family(kernel):
+    return halo if kernel.endswith("_halo") else hopper
+
+
+def which(kernel):
+    return kernel.split("_")[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("title", [*PROBLEMS, *UNET_PROBLEMS])
+def test_kernels_on_the_gpu_agree_with_float64(title, kernel, precision, rng):
+    problem, gpu = {**PROBLEMS, **UNET_PROBLEMS}[title], device.get_device()
+    ok, reason = algorithm.get_algorithm(kernel).supports(of(problem, precision), gpu)
+    if not ok:
+        pytest.skip(reason)
+    check(kernel, problem, precision, gpu, rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_choice_gives_the_right_result(kernel, precision, rng, monkeypatch):
+    gpu = device.get_device()
+    problem = PROBLEMS["channels that fill no tile"]
+    exact = of(problem, precision)
+    if not algorithm.get_algorithm(kernel).supports(exact, gpu)[0]:
+        pytest.skip("it refuses this precision, or this GPU")
+    for choice in family(kernel).choices(kernel, exact, gpu):
+        planned = family(kernel).plan(kernel, exact, gpu, choice)
+        monkeypatch.setattr("convstudy.conv.api.plan", lambda *_, planned=planned: planned)
+        check(kernel, problem, precision, gpu, rng)
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel", "reason"),
+    [
+        ({"c": 48}, "conv2d_fprop_10_wgmma", "C=48 is no multiple"),
+        ({"k": 80}, "conv2d_wgrad_10_wgmma", "K=80 is no multiple"),
+        ({"stride": (2, 1)}, "conv2d_dgrad_10_wgmma", r"the stride is \(2, 1\)"),
+        ({"padding": (3, 1)}, "conv2d_dgrad_10_wgmma", "more than the filter reaches"),
+        ({"stride": (9, 9)}, "conv2d_fprop_10_wgmma", "larger than the TMA walks"),
+        ({"n": 2**20, "h": 64, "w": 64}, "conv2d_fprop_10_wgmma", "cut the batch"),
+        ({"stride": (2, 2)}, "conv2d_fprop_11_halo", "neighbouring outputs"),
+        ({"r": 17, "s": 17, "padding": (8, 8)}, "conv2d_fprop_11_halo", "does not fit"),
+        ({"layout": "NCHW"}, "conv2d_fprop_10_wgmma", "it takes NHWC"),
+    ],
+)
+def test_a_refusal_says_why(change, kernel, reason):
+    problem = of(ConvProblem(1, 64, 40, 40, 64, 3, 3, padding=(1, 1)), "tf32")
+    problem = dataclasses.replace(problem, **change)
+    with pytest.raises(ValueError, match=reason):
+        algorithm.plan(kernel, problem, H200)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (10, 0)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_other_gpus_are_refused(kernel, capability):
+    other = dataclasses.replace(H200, compute_capability=capability, name="another GPU")
+    problem = of(PROBLEMS["two images"], "tf32")
+    assert algorithm.get_algorithm(kernel).supports(problem, other) == (
+        False,
+        "it needs Hopper's wgmma (compute capability 9.0); another GPU has none",
+    )
+
+
+def test_patches_are_not_for_fp32():
+    problem = of(PROBLEMS["two images"], "fp32")
+    ok, reason = algorithm.get_algorithm("conv2d_fprop_11_halo").supports(problem, H200)
+    assert not ok
+    assert "use tf32" in reason
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_chosen_fits_the_gpu(kernel, precision):
+    for n in (1, 16):
+        for _, problem in unet().layers(128, 191, n):
+            problem = of(problem, precision)
+            if not algorithm.get_algorithm(kernel).supports(problem, H200)[0]:
+                continue
+            for choice in family(kernel).choices(kernel, problem, H200):
+                main = family(kernel).plan(kernel, problem, H200, choice).main_launch
+                defines = dict(main.defines)
+                assert defines["STAGES"] >= 2
+                assert main.shared_bytes <= H200.shared_bytes_per_block
+                assert 1 <= main.grid[0] <= 132 * defines.get("BLOCKS_PER_SM", 1)
+                assert main.grid[0] % defines.get("CLUSTER", 1) == 0
+                assert main.threads <= 1024
+
+
+def test_auto_takes_the_kernel_that_costs_least():
+    layers = dict(unet().layers(128, 191, 16))
+    narrow, deep = (of(layers[name], "bf16") for name in ("enc0b", "enc4b"))
+    assert algorithm.choose(narrow, H200) == "conv2d_fprop_11_halo"
+    assert algorithm.choose(deep, H200) == "conv2d_fprop_10_wgmma"
+    assert algorithm.choose(of(layers["enc0a"], "fp32"), H200) == "conv2d_fprop_9_direct"
+    assert algorithm.choose(of(layers["enc0a"], "bf16"), H200) == "conv2d_fprop_9_direct"
+    older = dataclasses.replace(H200, compute_capability=(8, 0))
+    assert algorithm.choose(deep, older) == "conv2d_fprop_8_mma"
+    text = algorithm.explain(deep, H200)
+    assert "conv2d_fprop_10_wgmma: warpgroups, fed by the tensor memory accelerator; chosen" in text
+    assert "conv2d_fprop_11_halo" in text
+    assert "; possible" in text
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_chosen_compiles_without_spills(kernel, precision):
+    texts = set()
+    for _, problem in unet().layers(128, 191, 16):
+        problem = of(problem, precision)
+        if algorithm.get_algorithm(kernel).supports(problem, H200)[0]:
+            planned = algorithm.plan(kernel, problem, H200)
+            texts |= {(part.kernel, part.defines) for part in planned.all_launches}
+    for text, defines in sorted(texts):
+        assert compile.cubin(text, "sm_90", defines).spill_bytes == 0
+
+
+def test_passes_that_turn_filters_or_pixels_say_so_in_steps():
+    problem = PROBLEMS["two images"]
+    steps = {
+        (w, precision): [
+            part.kernel
+            for part in algorithm.plan(
+                f"conv2d_{w}_10_wgmma", of(problem, precision), H200
+            ).all_launches
+        ]
+        for w in PASSES
+        for precision in PRECISIONS
+    }
+    assert steps["fprop", "fp32"][0] == "conv2d_operand_1_split"
+    assert steps["wgrad", "tf32"][0] == "conv2d_operand_1_split"
+    for w in PASSES:
+        assert steps[w, "bf16"][0] == f"conv2d_{w}_10_wgmma"
+    assert steps["fprop", "tf32"][0] == "conv2d_fprop_10_wgmma"
