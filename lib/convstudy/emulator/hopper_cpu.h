@@ -17,7 +17,7 @@ __forceinline__ void take_registers() {}
 __forceinline__ void barrier_init(uint64* barrier, int arrivals) {
     emu::phases_init(barrier, arrivals);
 }
-__forceinline__ void barrier_init_done() {}
+__forceinline__ void barrier_init_done() { emu::phases_init_done(); }
 __forceinline__ void barrier_arrive(uint64* barrier) { emu::phases_arrive(barrier, 0); }
 __forceinline__ void barrier_expect(uint64* barrier, int bytes) {
     emu::phases_arrive(barrier, bytes);
@@ -50,11 +50,12 @@ __forceinline__ uint64 describe(const void* shared, int next_lines, int next_col
 }
 __forceinline__ uint64 move(uint64 descriptor, int bytes) { return descriptor + (bytes >> 4); }
 
-// Products are made at once: there is nothing to wait for.
-__forceinline__ void wgmma_fence() {}
-__forceinline__ void wgmma_commit() {}
+__forceinline__ void wgmma_fence() { emu::warpgroup_fence(); }
+__forceinline__ void wgmma_commit() { emu::warpgroup_commit(); }
 template <int GROUPS_LEFT>
-__forceinline__ void wgmma_wait() {}
+__forceinline__ void wgmma_wait(int line = __builtin_LINE()) {
+    emu::warpgroup_wait(GROUPS_LEFT, line);
+}
 template <int COUNT>
 __forceinline__ void keep(float (&)[COUNT]) {}
 

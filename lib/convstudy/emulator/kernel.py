@@ -111,7 +111,8 @@ _FAULTS = (
     errors.EmulatorFault,
 )
 _INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER, _ENDLESS_PHASE, _MISUSE = 2, 8, 10, 11
-_VERBS = ("reads", "writes", "updates", "waits")
+_VERBS = ("reads", "writes", "updates", "waits", "fills")
+_COPY = 4
 
 
 @dataclass(frozen=True)
@@ -395,11 +396,11 @@ class EmulatedKernel:
             return f"{start} shared memory that no thread has written, {place}"
         if kind in (errors.SharedRace, errors.GlobalRace):
             then = f"{_who(other)} {_VERBS[other.access]} it at {self._where(other)}"
-            way_out = (
-                "put __syncthreads() between"
-                if tuple(here.block) == tuple(other.block)
-                else "blocks of one launch are in no order"
-            )
+            way_out = "put __syncthreads() between"
+            if _COPY in (here.access, other.access):
+                way_out = "wait at a barrier of phases between"
+            elif tuple(here.block) != tuple(other.block):
+                way_out = "blocks of one launch are in no order"
             return f"{start} {place}, and {then} with nothing to order the two; {way_out}"
         if kind is errors.Deadlock:
             return f"{start} for lanes of its warp that will never arrive"

@@ -54,7 +54,8 @@ enum FaultKind : uint32_t {
     MISUSE,
 };
 
-enum AccessKind : uint32_t { READ, WRITE, ATOMIC, WAIT };
+// COPY: what the tensor memory accelerator writes to shared memory.
+enum AccessKind : uint32_t { READ, WRITE, ATOMIC, WAIT, COPY };
 
 // One side of a fault. Either `pc` (an offset in the kernel's .so) or `line` says where.
 struct Site {

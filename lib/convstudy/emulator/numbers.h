@@ -18,6 +18,12 @@ inline uint32_t as_bits(float value) {
     return bits;
 }
 
+// To nearest, ties away from zero: 10 bits of the fraction are kept.
+inline uint32_t rounded_to_tf32(uint32_t bits) {
+    const bool is_finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return (is_finite ? bits + 0x1000u : bits) & 0xffffe000u;
+}
+
 // What a register holds of an operand: so many numbers that follow each other in depth.
 struct TF32 {
     static constexpr int NUMBERS = 1;

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdarg>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -17,6 +19,7 @@
 #include "async.h"
 #include "checker.h"
 #include "phases.h"
+#include "wgmma.h"
 
 namespace emu {
 
@@ -205,6 +208,7 @@ void start_block(Worker& w, uint64_t number) {
     }
     w.copies->begin_block(w.threads);
     w.phase_barriers->begin_block();
+    w.products->begin_block(w.threads);
     if (w.checker) w.checker->begin_block();
 }
 
@@ -238,9 +242,11 @@ bool run_warp(Worker& w, uint32_t first) {
             });
             waiting &= ~come;
             if (mask & alive & ~come) continue;  // lanes that have exited are not waited for
-            warp[__builtin_ctz(come)].action(warp, come);
+            const WarpAction action = warp[__builtin_ctz(come)].action;
+            action(warp, come);
             for_each_lane(come, [&](unsigned i) { warp[i].state = READY; });
-            if (w.checker) w.checker->warp_synchronised(first / WARP, come);
+            // Tensor cores bring lanes together, but say nothing of memory.
+            if (w.checker && action != together) w.checker->warp_synchronised(first / WARP, come);
             going = true;
         }
     }
@@ -351,6 +357,8 @@ void work(const Launch& launch, Progress& progress) {
     w.copies = &copies;
     PhaseBarriers phase_barriers;
     w.phase_barriers = &phase_barriers;
+    Products products;
+    w.products = &products;
     worker = &w;
     const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
     while (!progress.stopped) {
@@ -400,6 +408,14 @@ void abandon(const Fault& fault) {
     worker->fault = fault;
     to_scheduler();
     __builtin_unreachable();
+}
+void misuse(uint64_t pc, const char* format, ...) {
+    Fault fault = fault_here(MISUSE, 0, 0, WAIT, pc);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(fault.type, sizeof fault.type, format, values);
+    va_end(values);
+    abandon(fault);
 }
 
 // ---- what a kernel calls ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ namespace emu {
 
 constexpr unsigned WARP = 32;
 constexpr unsigned MAX_THREADS = 1024;
+constexpr unsigned MAX_BARRIERS = 64;  // of phases, in a block
 
 enum State : uint8_t { READY, AT_BARRIER, IN_WARP, IN_PHASE, EXITED };
 
@@ -48,6 +49,7 @@ bool within_shared(const Module& m, uint64_t address, uint64_t size);
 class Checker;
 class AsyncCopies;
 class PhaseBarriers;
+class Products;
 
 // One OS thread that runs blocks, one at a time.
 struct Worker {
@@ -63,6 +65,7 @@ struct Worker {
     Fault fault;
     AsyncCopies* copies;
     PhaseBarriers* phase_barriers;
+    Products* products;
     Checker* checker;  // null where the launch is not checked
 };
 
@@ -80,6 +83,9 @@ void wait_for_phase(const Phases& phases, uint32_t parity, int line);
 
 // A side of a fault: thread `number` of block `block`.
 Site site_of(const Worker& w, uint32_t block, uint32_t number);
+
+// Stops the current thread for what no single address tells; the rest is as for printf.
+[[noreturn]] void misuse(uint64_t pc, const char* format, ...);
 
 // A fault of the current thread, at the return address `pc`.
 Fault fault_here(FaultKind kind, uint64_t address, uint32_t size, AccessKind access, uint64_t pc);
