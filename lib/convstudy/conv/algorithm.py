@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from convstudy.compile import Launch
 from convstudy.conv import cpu, direct, gemm, halo, hopper
+from convstudy.conv.epilogue import PLAIN, fits
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -45,6 +46,8 @@ class Algorithm:
         come with bf16, and no others.
     cost : callable or None
         ``cost(problem, device)`` estimates the cycles of a kernel, to choose by.
+    takes_epilogue : callable or None
+        ``takes_epilogue(epilogue)`` says whether its plan takes an `Epilogue` such as that.
     """
 
     id: str
@@ -56,13 +59,20 @@ class Algorithm:
     layouts: tuple[str, ...] = ("NCHW",)
     precisions: tuple[str, ...] = _FLOAT32
     cost: Callable | None = None
+    takes_epilogue: Callable | None = None
 
-    def supports(self, problem, device):
+    def supports(self, problem, device, epilogue=PLAIN):
         """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
         if problem.layout not in self.layouts:
             return False, f"it takes {' or '.join(self.layouts)}; the arrays are {problem.layout}"
         if problem.precision not in self.precisions:
             return False, f"it does not compute {problem.precision} ({problem.dtype} arrays)"
+        if epilogue != PLAIN:
+            if self.takes_epilogue is None or not self.takes_epilogue(epilogue):
+                return False, f"it cannot end with {epilogue}"
+            ok, reason = fits(epilogue, problem, self.which)
+            if not ok:
+                return ok, reason
         return self.accepts(problem, device)
 
 
@@ -246,6 +256,7 @@ def _row(family, kernel, idea):
         layouts=("NHWC",),
         precisions=_ANY_PRECISION if family.takes_bf16(kernel) else _FLOAT32,
         cost=functools.partial(family.cost, kernel) if hasattr(family, "cost") else None,
+        takes_epilogue=functools.partial(family.takes_epilogue, kernel),
     )
 
 
@@ -341,8 +352,8 @@ def get_algorithm(name):
 
 
 @functools.cache
-def plan(name, problem, device):
-    """Return the `Launch` of kernel `name` for `problem` on `device`.
+def plan(name, problem, device, epilogue=PLAIN):
+    """Return the `Launch` of kernel `name` for `problem` on `device`, that ends as `epilogue` says.
 
     Raises
     ------
@@ -350,20 +361,23 @@ def plan(name, problem, device):
         Where the algorithm refuses the problem; the message is its reason.
     """
     row = get_algorithm(name)
-    ok, reason = row.supports(problem, device)
+    ok, reason = row.supports(problem, device, epilogue)
     if not ok:
         raise ValueError(f"{name} refuses {problem} on {device.name}: {reason}")
-    return row.plan(problem, device)
+    given = {} if epilogue == PLAIN else {"epilogue": epilogue}
+    return row.plan(problem, device, **given)
 
 
 @functools.cache
-def choose(problem, device, which="fprop"):
+def choose(problem, device, which="fprop", epilogue=PLAIN):
     """Return the id of the algorithm that "auto" takes.
 
     It is the last row that does not refuse; or, where that row and others say what they cost, the
     one among them that costs least.
     """
-    rows = [row for row in _ROWS if row.which == which and row.supports(problem, device)[0]]
+    rows = [
+        row for row in _ROWS if row.which == which and row.supports(problem, device, epilogue)[0]
+    ]
     if not rows:
         raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
     if rows[-1].cost is None:

@@ -7,6 +7,7 @@ layout NCHW take another through `in_layout`, and bfloat16 through `in_float32`.
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +15,14 @@ from numpy.lib.stride_tricks import as_strided
 
 from convstudy.conv import reference
 from convstudy.loops import compiled
+from convstudy.problem import ConvProblem
 
 # Floats of unfolded input held at once: 4 MiB. Half of it costs 6% more time over U-Net's layers
 # and twice of it 5%: smaller blocks make matrices too narrow for BLAS, larger ones fall out of
 # the cache between their writing and their reading (AMD Zen 5, 1 MiB of L2, 32 MiB of L3).
 _BLOCK = 2**20
+# Floats whose copying takes longer than to tell a thread of it.
+_LEAST_COPY = 2**16
 
 
 def plain(problem, x, w, bias, out):
@@ -68,39 +72,86 @@ def blas(problem, x, w, bias, out):
 
     Notes
     -----
-    The product runs on the threads that BLAS is set to (`limit_threads`); unfolding is copying,
-    a tenth of the time, and runs on one. The unfolded input is R S times the input, so it is made
-    block by block; a block is some rows of the output, or part of one row where that is too long.
+    The product runs on the threads that BLAS is set to (`limit_threads`), and so does unfolding,
+    which is copying: left to one, it would stay as it is while products shrink with more threads.
+    To share out whole blocks, one thread for the product of each, took a third longer on two.
+    The unfolded input is R S times the input, so it is made block by block; a block is some rows
+    of the output, or part of one row where that is too long.
     """
-    k, p, q, taps = problem.k, problem.p, problem.q, problem.terms
-    filters = w.reshape(k, taps)
-    rows = max(1, min(p, _BLOCK // (taps * q)))
-    columns = max(1, min(q, _BLOCK // taps)) if rows == 1 else q
-    buffer = np.empty(taps * rows * columns, np.float32)
-    for image, result in zip(x, out.reshape(-1, k, p * q), strict=True):
-        windows = _windows(problem, image)
-        for i, j in itertools.product(range(0, p, rows), range(0, q, columns)):
-            block = windows[..., i : i + rows, j : j + columns]
-            unfolded = buffer[: block.size].reshape(block.shape)
-            np.copyto(unfolded, block)
-            # The block's outputs lie side by side: they are whole rows, or all in one row.
-            first = i * q + j
-            count = block.size // taps
-            np.matmul(filters, unfolded.reshape(taps, count), out=result[:, first : first + count])
+    filters = w.reshape(problem.k, problem.terms)
+    results = out.reshape(problem.n, problem.k, problem.p * problem.q)
+    for result, pixels, unfolded in _unfolded(problem, x, results):
+        np.matmul(filters, unfolded, out=result[:, pixels])
     if bias is not None:
         out += bias[:, None, None]
 
 
 def dgrad(problem, dy, w, dx):
-    """Compute the gradient of the input, (N, C, H, W): a matrix product for each filter tap."""
-    size = problem.h, problem.w
-    dx[...] = reference.conv2d_dgrad(dy, w, size, problem.stride, problem.padding)
+    """Compute the gradient of the input, (N, C, H, W).
+
+    At stride 1 it is a convolution itself, of dy with the filters turned round; else there is a
+    matrix product for each filter tap.
+    """
+    margins = problem.r - 1 - problem.padding[0], problem.s - 1 - problem.padding[1]
+    if problem.stride != (1, 1) or min(margins) < 0:
+        size = problem.h, problem.w
+        dx[...] = reference.conv2d_dgrad(dy, w, size, problem.stride, problem.padding)
+        return
+    turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
+    blas(ConvProblem.of(dy, turned, padding=margins), dy, turned, None, dx)
 
 
 def wgrad(problem, x, dy, dw):
-    """Compute the gradient of the filters, (K, C, R, S): a matrix product for each filter tap."""
-    size = problem.r, problem.s
-    dw[...] = reference.conv2d_wgrad(x, dy, size, problem.stride, problem.padding)
+    """Compute the gradient of the filters, (K, C, R, S): dy times the unfolded input.
+
+    Where images are small, such products are too narrow; there is one for each filter tap, then.
+    """
+    if problem.p * problem.q < 64:
+        size = problem.r, problem.s
+        dw[...] = reference.conv2d_wgrad(x, dy, size, problem.stride, problem.padding)
+        return
+    total = np.zeros((problem.k, problem.terms), np.float32)
+    gradients = dy.reshape(problem.n, problem.k, problem.p * problem.q)
+    for gradient, pixels, unfolded in _unfolded(problem, x, gradients):
+        total += gradient[:, pixels] @ unfolded.T
+    dw[...] = total.reshape(dw.shape)
+
+
+def _unfolded(problem, x, outputs):
+    """Unfold the input block by block, for the outputs (N, K, P Q) of each image.
+
+    Yields
+    ------
+    output : (K, P Q) array
+        The image's part of `outputs`.
+    pixels : slice
+        Which of its pixels the block makes.
+    unfolded : (C R S, pixels) array
+        Valid until the next block.
+    """
+    p, q, taps = problem.p, problem.q, problem.terms
+    rows = max(1, min(p, _BLOCK // (taps * q)))
+    columns = max(1, min(q, _BLOCK // taps)) if rows == 1 else q
+    buffer = np.empty(taps * rows * columns, np.float32)
+    for image, output in zip(x, outputs, strict=True):
+        windows = _windows(problem, image)
+        for i, j in itertools.product(range(0, p, rows), range(0, q, columns)):
+            block = windows[..., i : i + rows, j : j + columns]
+            unfolded = buffer[: block.size].reshape(block.shape)
+            _copy(unfolded, block)
+            # The block's outputs lie side by side: they are whole rows, or all in one row.
+            first, count = i * q + j, block.size // taps
+            yield output, slice(first, first + count), unfolded.reshape(taps, count)
+
+
+def _copy(to, block):
+    """Copy a block, its channels shared out to threads: NumPy lets others run meanwhile."""
+    count = min(threads(), len(block), block.size // _LEAST_COPY)
+    if count < 2:
+        np.copyto(to, block)
+        return
+    parts = [slice(i * len(block) // count, (i + 1) * len(block) // count) for i in range(count)]
+    list(_workers(count).map(lambda part: np.copyto(to[part], block[part]), parts))
 
 
 def in_layout(compute):
@@ -142,7 +193,10 @@ def _windows(problem, image):
     """Return a (C, R, S, P, Q) view of the padded (C, H, W) image: each tap's pixels."""
     (pad_h, pad_w), (stride_h, stride_w) = problem.padding, problem.stride
     if pad_h or pad_w:
-        image = np.pad(image, ((0, 0), (pad_h, pad_h), (pad_w, pad_w)))
+        # By hand: np.pad takes longer to think than to copy an image of a narrow layer.
+        inner, height, width = image, problem.h, problem.w
+        image = np.zeros((problem.c, height + 2 * pad_h, width + 2 * pad_w), image.dtype)
+        image[:, pad_h : pad_h + height, pad_w : pad_w + width] = inner
     channel, row, pixel = image.strides
     return as_strided(
         image,
@@ -150,6 +204,11 @@ def _windows(problem, image):
         (channel, row, pixel, stride_h * row, stride_w * pixel),
         writeable=False,
     )
+
+
+@functools.cache
+def _workers(count):
+    return ThreadPoolExecutor(count, thread_name_prefix="copy")
 
 
 @functools.cache

@@ -5,7 +5,8 @@ import functools
 import math
 
 from convstudy.compile import Launch, Sequence
-from convstudy.conv import hopper
+from convstudy.conv import gemm, hopper
+from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # conv2d_wgmma.cuh's and conv2d_halo.cuh's constants.
@@ -95,7 +96,12 @@ def _cost(kernel, problem, columns, device):
     return 0.93 * cycles
 
 
-def plan(kernel, problem, device, choice=None):
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: in every way, if its input is whole."""
+    return not epilogue.source
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launch of a kernel of rung 11; `choice` is a number of columns, or the `best`."""
     p, which = problem, _which(kernel)
     columns = choice or best(kernel, problem, device)
@@ -132,6 +138,7 @@ def plan(kernel, problem, device, choice=None):
         + 16,
         (pixels, filters),
     )
+    main = gemm.with_epilogue(main, epilogue)
     if not ready:
         return main
     launch, shape = ready

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convstudy.compile import Launch, Sequence
 from convstudy.conv import gemm
+from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # What blocks of one multiprocessor share, less what the system takes of each, and the barriers.
@@ -202,7 +203,12 @@ def _bytes_made_ready(which, problem, tile, terms):
     return 4 * numbers * (3 if terms == 3 else 2)
 
 
-def plan(kernel, problem, device, choice=None):
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: in every way."""
+    return True
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launches of a kernel of rung 10; `choice` is a tile and splits, or the `best`."""
     p, which, terms = problem, _which(kernel), _terms(problem)
     tile, splits = choice or best(kernel, problem, device)
@@ -223,7 +229,7 @@ def plan(kernel, problem, device, choice=None):
         ("CLUSTER", cluster),
         *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
     )
-    ready, maps = _OPERANDS[which](p, tile, terms)
+    ready, maps = _OPERANDS[which](p, tile, terms, epilogue.source)
     main = Launch(
         kernel,
         (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks // cluster * cluster),),
@@ -233,10 +239,12 @@ def plan(kernel, problem, device, choice=None):
         tile.shared_bytes(terms, cluster),
         maps,
     )
-    return _sequence(which, ready, main, needed, splits // cluster, p.dtype)
+    if splits == cluster:
+        main = gemm.with_epilogue(main, epilogue)
+    return _sequence(which, ready, main, needed, splits // cluster, p, epilogue)
 
 
-def _sequence(which, ready, main, needed, splits, dtype):
+def _sequence(which, ready, main, needed, splits, problem, epilogue):
     """Return `main` between what makes its second operand ready and what adds its parts."""
     given = 4 if which == "fprop" else 3
     steps, temporaries, second = [], [], 1
@@ -251,7 +259,8 @@ def _sequence(which, ready, main, needed, splits, dtype):
     if splits > 1:
         size = needed.rows * needed.columns
         temporaries.append((splits * size,))
-        steps.append((gemm.total(size, splits, needed.columns, dtype), (out, bias, result)))
+        adding = gemm.total(size, splits, needed.columns, problem, epilogue)
+        steps.append((adding, (out, bias, result)))
     if len(steps) == 1:
         return main
     return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)
@@ -281,13 +290,14 @@ def lines_map(dtype, sizes, lines):
     return TensorMap(dtype, sizes, (LINE_BYTES // (2 if dtype == "bfloat16" else 4), lines))
 
 
-def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1)):
+def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1), source=None):
     """Return the im2col map of an array of `sizes` (channels, width, height, images)."""
     channels = LINE_BYTES // (2 if dtype == "bfloat16" else 4)
-    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps)
+    pitches = (source.pitch, source.line, source.image) if source else None
+    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps, pitches)
 
 
-def _x_map(problem, dtype, pixels):
+def _x_map(problem, dtype, pixels, source):
     p = problem
     lower = (-p.padding[1], -p.padding[0])
     upper = tuple(
@@ -296,17 +306,17 @@ def _x_map(problem, dtype, pixels):
             (p.q, p.p), p.stride[::-1], lower, (p.w, p.h), strict=True
         )
     )
-    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1])
+    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1], source)
 
 
-def _fprop(problem, tile, terms):
+def _fprop(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     ready = make_ready(p.k, p.terms, False, terms, True) if terms == 3 else None
     w_lines = p.k * (2 if terms == 3 else 1)
-    return ready, (_x_map(p, dtype, tile.m), lines_map(dtype, (p.terms, w_lines), tile.n))
+    return ready, (_x_map(p, dtype, tile.m, source), lines_map(dtype, (p.terms, w_lines), tile.n))
 
 
-def _dgrad(problem, tile, terms):
+def _dgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     taps, channels = p.r * p.s, LINE_BYTES // p.itemsize
     lower = (p.padding[1] - (p.s - 1), p.padding[0] - (p.r - 1))
@@ -320,10 +330,10 @@ def _dgrad(problem, tile, terms):
     return ready, (dy, lines_map(dtype, (taps * p.k, w_lines), tile.n))
 
 
-def _wgrad(problem, tile, terms):
+def _wgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     pixels = p.n * p.p * p.q
-    x = _x_map(p, dtype if terms == 1 else "float32", depth(p))
+    x = _x_map(p, dtype if terms == 1 else "float32", depth(p), source)
     if dtype == "bfloat16":
         return None, (x, lines_map(dtype, (p.k, pixels), 64))
     ready = make_ready(p.k, pixels, True, terms, False)

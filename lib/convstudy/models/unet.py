@@ -9,11 +9,13 @@ import numpy as np
 
 from convstudy.problem import ConvProblem
 
-# Channels at each level; an image has half the height and half the width of the level above.
-WIDTHS = (64, 128, 256, 512, 1024)
+# Channels at the first level. A level has twice as many as the one above, and images of half the
+# height and half the width.
+WIDTH = 64
+LEVELS = 5
 
 # Four poolings must leave a pixel.
-LEAST_SIZE = 2 ** (len(WIDTHS) - 1)
+LEAST_SIZE = 2 ** (LEVELS - 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Up:
 
 
 class UNet:
-    """A U-Net for inference; it has no parameters until it is given some.
+    """A U-Net; it has no parameters until it is given some.
 
     Parameters
     ----------
@@ -76,6 +78,9 @@ class UNet:
         Channels of the image, and of the result.
     bilinear : bool
         Enlarge by bilinear interpolation, not by transposed convolutions.
+    width : int
+        Channels of the first level; the original has 64, and half as many are a quarter of the
+        work.
 
     Attributes
     ----------
@@ -92,25 +97,27 @@ class UNet:
     (1, 2, 128, 191)
     """
 
-    def __init__(self, n_channels=3, n_classes=2, bilinear=False):
-        for name, value in (("n_channels", n_channels), ("n_classes", n_classes)):
+    def __init__(self, n_channels=3, n_classes=2, bilinear=False, width=WIDTH):
+        sizes = {"n_channels": n_channels, "n_classes": n_classes, "width": width}
+        for name, value in sizes.items():
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"UNet: {name} must be an integer of at least 1, got {value!r}")
         if not isinstance(bilinear, bool):
             raise TypeError(f"UNet: bilinear must be True or False, got {bilinear!r}")
         self.n_channels, self.n_classes, self.bilinear = n_channels, n_classes, bilinear
-        self.encoder, self.decoder = _structure(n_channels, bilinear)
+        self.width = width
+        self.encoder, self.decoder = _structure(n_channels, bilinear, width)
         self.shapes = _shapes(self.encoder, self.decoder, n_classes, bilinear)
         self._state = None
         self._placed = weakref.WeakKeyDictionary()
 
     @classmethod
-    def initialised(cls, seed, n_channels=3, n_classes=2, bilinear=False):
+    def initialised(cls, seed, n_channels=3, n_classes=2, bilinear=False, width=WIDTH):
         """Return a network with random parameters, distributed as PyTorch's defaults are.
 
         Weights and biases are uniform in +-1/sqrt(fan-in); the norms change nothing.
         """
-        network = cls(n_channels, n_classes, bilinear)
+        network = cls(n_channels, n_classes, bilinear, width)
         rng = np.random.default_rng(seed)
         state = {}
         for name, shape in network.shapes.items():
@@ -125,6 +132,28 @@ class UNet:
                 state[name] *= 2 * bound
                 state[name] -= bound
         network._replace(state)
+        return network
+
+    @classmethod
+    def from_state_dict(cls, state):
+        """Return the network that a mapping of names to arrays is the state of.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where it is not the state of any: as `load_state_dict`.
+        """
+        first, last = (
+            np.shape(state.get(name, ()))
+            for name in ("inc.double_conv.0.weight", "outc.conv.weight")
+        )
+        if len(first) != 4 or len(last) != 4 or min(*first, *last) < 1:
+            raise ValueError(
+                "UNet.from_state_dict: it is not the state of a U-Net: it has no weights of the "
+                "names inc.double_conv.0.weight and outc.conv.weight and of rank 4"
+            )
+        network = cls(first[1], last[0], "up1.up.weight" not in state, first[0])
+        network.load_state_dict(state)
         return network
 
     def randomise_statistics(self, seed):
@@ -176,19 +205,25 @@ class UNet:
         if faults:
             raise ValueError(
                 f"UNet.load_state_dict: {len(faults)} faults: {'; '.join(faults)}. Pass what "
-                f"state_dict() of a UNet({self.n_channels}, {self.n_classes}, "
-                f"bilinear={self.bilinear}) gives"
+                f"state_dict() of a {self!r} gives"
             )
         self._replace({name: arrays[name] for name in self.shapes})
+
+    def __repr__(self):
+        """Return how it is made again, its parameters apart."""
+        width = "" if self.width == WIDTH else f", width={self.width}"
+        return f"UNet({self.n_channels}, {self.n_classes}, bilinear={self.bilinear}{width})"
+
+    @property
+    def trained(self):
+        """The names of all that training changes by gradients: all but the norms' statistics."""
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        return tuple(name for name in self.shapes if not name.endswith(statistics))
 
     @property
     def parameter_count(self):
         """Trained numbers: all but the norms' statistics."""
-        return sum(
-            math.prod(shape)
-            for name, shape in self.shapes.items()
-            if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-        )
+        return sum(math.prod(self.shapes[name]) for name in self.trained)
 
     def layers(self, h, w, n=1):
         """Return [(layer, ConvProblem), ...]: the 18 3x3 convolutions of `n` images of `h` x `w`.
@@ -210,7 +245,7 @@ class UNet:
         convolutions = [9 * c for block in self._blocks() for *_, c, _ in block.convolutions]
         # Interpolation sums four.
         enlarging = [4 if self.bilinear else up.c for up in self.decoder]
-        return [*convolutions, *enlarging, WIDTHS[0]]
+        return [*convolutions, *enlarging, self.width]
 
     def forward(self, x, ops):
         """Return the network's result for a batch of images.
@@ -295,7 +330,7 @@ class UNet:
         """Return the parameters where `ops` computes: brought there once, kept while it lives."""
         if ops not in self._placed:
             self._placed[ops] = {
-                name: ops.to_device(array)
+                name: ops.parameter(name, array)
                 for name, array in self._parameters().items()
                 if array.dtype == np.float32
             }
@@ -317,10 +352,11 @@ class UNet:
         self._placed.clear()
 
 
-def _structure(n_channels, bilinear):
+def _structure(n_channels, bilinear, width):
+    widths = tuple(width << level for level in range(LEVELS))
     # Interpolation keeps the number of channels, so the level below hands up half as many.
     half = 2 if bilinear else 1
-    channels = (*WIDTHS[:-1], WIDTHS[-1] // half)
+    channels = (*widths[:-1], widths[-1] // half)
     encoder = tuple(
         DoubleConv(
             f"enc{level}",
@@ -330,11 +366,11 @@ def _structure(n_channels, bilinear):
             channels[level],
             channels[level],
         )
-        for level in range(len(WIDTHS))
+        for level in range(LEVELS)
     )
     decoder = []
-    for step, level in enumerate(reversed(range(len(WIDTHS) - 1)), start=1):
-        below, here = WIDTHS[level + 1], WIDTHS[level]
+    for step, level in enumerate(reversed(range(LEVELS - 1)), start=1):
+        below, here = widths[level + 1], widths[level]
         block = DoubleConv(
             f"dec{level}",
             f"up{step}.conv.double_conv",
@@ -365,7 +401,7 @@ def _shapes(encoder, decoder, n_classes, bilinear):
             shapes[f"{up.prefix}.weight"] = (up.c, up.k, 2, 2)
             shapes[f"{up.prefix}.bias"] = (up.k,)
         add_block(up.block)
-    shapes["outc.conv.weight"] = (n_classes, WIDTHS[0], 1, 1)
+    shapes["outc.conv.weight"] = (n_classes, encoder[0].k, 1, 1)
     shapes["outc.conv.bias"] = (n_classes,)
     return shapes
 
@@ -402,6 +438,6 @@ def _check_size(who, h, w):
         raise TypeError(f"{who}: H and W must be integers, got {h!r} and {w!r}")
     if min(h, w) < LEAST_SIZE:
         raise ValueError(
-            f"{who}: an image of {h} x {w} is too small for {len(WIDTHS) - 1} poolings; "
+            f"{who}: an image of {h} x {w} is too small for {LEVELS - 1} poolings; "
             f"H and W must be at least {LEAST_SIZE}"
         )

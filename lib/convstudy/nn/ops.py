@@ -151,6 +151,10 @@ class Ops(ABC):
         """Return a NumPy array as the methods take it: a network's input, or a parameter."""
         return array
 
+    def parameter(self, name, array):
+        """Return a network's parameter as the methods take it; `name` is the state dict's."""
+        return self.to_device(array)
+
     def to_host(self, array):
         """Return what a method gave as a NumPy array, finished."""
         return array

@@ -49,6 +49,24 @@ def test_blas_does_not_depend_on_how_it_is_cut(title, block, rng, monkeypatch):
     assert max(size for size in unfolded if isinstance(size, int)) <= max(block, problem.terms)
 
 
+@pytest.mark.parametrize("block", [1, 300, 2**20])
+@pytest.mark.parametrize("title", PROBLEMS)
+def test_gradients(title, block, rng, monkeypatch):
+    problem = PROBLEMS[title]
+    x, w, _ = random_arrays(problem, rng)
+    dy = rng.standard_normal(problem.y_shape, dtype=np.float32)
+    monkeypatch.setattr(cpu, "_BLOCK", block)
+    how = problem.stride, problem.padding
+    dx, dw = np.full_like(x, np.nan), np.full_like(w, np.nan)
+    cpu.dgrad(problem, dy, w, dx)
+    cpu.wgrad(problem, x, dy, dw)
+    x, w, dy = (array.astype(float) for array in (x, w, dy))
+    truth = reference.conv2d_dgrad(dy, w, (problem.h, problem.w), *how)
+    tolerance.assert_close(dx, truth, problem.k * problem.r * problem.s)
+    truth = reference.conv2d_wgrad(x, dy, (problem.r, problem.s), *how)
+    tolerance.assert_close(dw, truth, problem.n * problem.p * problem.q)
+
+
 @pytest.mark.parametrize("function", [cpu.plain, cpu.blas])
 def test_arguments_are_not_changed(function, rng):
     problem = PROBLEMS["unet, odd width"]

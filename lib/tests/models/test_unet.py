@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from originals import torch_unet
 
 from convstudy import tolerance
 from convstudy.models.unet import UNet
@@ -341,7 +342,7 @@ def test_a_wrong_state_is_refused_with_every_fault_named(fresh, rng):
         "outc.conv.bias is float64, expected float32",
         "inc.double_conv.1.bias holds NaN or infinity",
         "inc.double_conv.4.running_var is negative",
-        "UNet(1, 1, bilinear=True)",
+        "UNet(1, 1, bilinear=True) gives",
     ):
         assert words in str(caught.value)
     np.testing.assert_array_equal(fresh.forward(x, ops), before)
@@ -382,8 +383,41 @@ def test_images_that_are_refused(fresh, spoil, error, words, rng):
         fresh.forward(spoil(images(rng, c=1, h=16, w=20)), BlasOps())
 
 
+def test_a_narrow_network_has_every_layer_of_fewer_channels(rng):
+    wide, narrow = UNet(), UNet.initialised(seed=0, width=3)
+    assert list(narrow.shapes) == list(wide.shapes)
+    assert repr(wide) == "UNet(3, 2, bilinear=False)"
+    assert repr(narrow) == "UNet(3, 2, bilinear=False, width=3)"
+    for name, shape in narrow.shapes.items():
+        scaled = tuple(size * 3 // 64 if size >= 64 else size for size in wide.shapes[name])
+        assert shape == scaled, name
+    assert narrow.terms()[-1] == 3
+    x = images(rng)
+    truth = narrow.forward(x, ReferenceOps())
+    tolerance.assert_close(narrow.forward(x, BlasOps()), truth, *narrow.terms())
+    with pytest.raises(ValueError, match=r"expected \(3, 3, 3, 3\).* a UNet\(3, 2, .*width=3\)"):
+        narrow.load_state_dict(UNet.initialised(seed=0, width=4).state_dict())
+
+
+def test_a_parameter_is_named_where_it_is_brought(fresh, rng):
+    named = {}
+
+    class Naming(BlasOps):
+        def parameter(self, name, array):
+            named[name] = array.shape
+            return super().parameter(name, array)
+
+    fresh.forward(images(rng, c=1), Naming())
+    assert named == {
+        name: shape for name, shape in fresh.shapes.items() if "num_batches" not in name
+    }
+    assert set(fresh.trained) == {name for name in named if "running" not in name}
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", None])
 def test_sizes_that_are_refused(value):
+    with pytest.raises(ValueError, match="width must be an integer of at least 1"):
+        UNet(width=value)
     with pytest.raises(ValueError, match="n_channels must be an integer of at least 1"):
         UNet(n_channels=value)
     with pytest.raises(ValueError, match="n_classes must be an integer of at least 1"):
@@ -403,66 +437,6 @@ def torch():
     return pytest.importorskip(
         "torch", reason='PyTorch is not installed: run "make setup EXTRAS=torch"'
     )
-
-
-def torch_unet(torch, bilinear):
-    """Build the same network of PyTorch's own layers, its modules named as the original's."""
-    nn = torch.nn
-
-    class Block(nn.Module):
-        def __init__(self, parts):
-            super().__init__()
-            for name, part in parts.items():
-                self.add_module(name, part)
-
-    def double_conv(c, mid, k):
-        layers = []
-        for a, b in ((c, mid), (mid, k)):
-            layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-        return Block({"double_conv": nn.Sequential(*layers)})
-
-    def down(c, k):
-        return Block({"maxpool_conv": nn.Sequential(nn.MaxPool2d(2), double_conv(c, k, k))})
-
-    def up(c, k):
-        if bilinear:
-            enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-        else:
-            enlarge = nn.ConvTranspose2d(c, c // 2, kernel_size=2, stride=2)
-        return Block({"up": enlarge, "conv": double_conv(c, c // 2 if bilinear else k, k)})
-
-    half = 2 if bilinear else 1
-    network = Block(
-        {
-            "inc": double_conv(3, 64, 64),
-            "down1": down(64, 128),
-            "down2": down(128, 256),
-            "down3": down(256, 512),
-            "down4": down(512, 1024 // half),
-            "up1": up(1024, 512 // half),
-            "up2": up(512, 256 // half),
-            "up3": up(256, 128 // half),
-            "up4": up(128, 64),
-            "outc": Block({"conv": nn.Conv2d(64, 2, 1)}),
-        }
-    )
-
-    def forward(x):
-        skips = [network.inc.double_conv(x)]
-        for name in ("down1", "down2", "down3", "down4"):
-            pool, block = getattr(network, name).maxpool_conv
-            skips.append(block.double_conv(pool(skips[-1])))
-        x = skips.pop()
-        for name in ("up1", "up2", "up3", "up4"):
-            module, skip = getattr(network, name), skips.pop()
-            x = module.up(x)
-            dy, dx = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
-            x = nn.functional.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))
-            x = module.conv.double_conv(torch.cat((skip, x), dim=1))
-        return network.outc.conv(x)
-
-    network.forward = forward
-    return network.eval()
 
 
 @pytest.mark.parametrize(("h", "w"), [(16, 16), (17, 19), (47, 38)])

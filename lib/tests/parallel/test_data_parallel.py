@@ -32,11 +32,8 @@ CUTS = [(1, 1, 1), (1, 1, 2), (1, 2, 3), (2, 1, 2), (2, 2, None), (2, 3, 5), (1,
 @pytest.fixture(scope="module")
 def small():
     """A real U-Net, its filters cut to few channels: the emulator runs it in seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convstudy.models.unet.WIDTHS", (2, 4, 8, 16, 32))
-        network = UNet.initialised(7)
-        network.randomise_statistics(8)
-        network.own_terms = network.terms()
+    network = UNet.initialised(7, width=2)
+    network.randomise_statistics(8)
     return network
 
 
@@ -79,7 +76,7 @@ def test_a_networks_result_does_not_depend_on_the_cut(small, n, poisoned, rng):
         )
         result = forward.run(x)
         np.testing.assert_array_equal(result, whole)
-        tolerance.assert_close(result, truth, *small.own_terms)
+        tolerance.assert_close(result, truth, *small.terms())
 
 
 def test_a_networks_result_on_emulated_kernels_does_not_depend_on_the_cut(small, poisoned, rng):
@@ -95,7 +92,7 @@ def test_runs_of_several_shapes_follow_each_other_and_earlier_results_stay(small
     batches = [images(rng, n, h, w) for n, h, w in ((3, 16, 19), (1, 20, 16), (4, 16, 19))]
     results = [forward.run(batch) for batch in batches]
     for batch, result in zip(batches, results, strict=True):
-        tolerance.assert_close(result, small.forward(batch, TWIN), *small.own_terms)
+        tolerance.assert_close(result, small.forward(batch, TWIN), *small.terms())
 
 
 def test_parameters_go_to_each_device_once(small, monkeypatch, rng):
@@ -247,7 +244,7 @@ def test_a_network_with_convolutions_in_chunks_agrees_with_the_twin(small, poiso
         x = images(rng, n)
         ops = DataParallelOps(EMULATORS[:devices], 1, cpu=BlasOps())
         assert ops.name == "offload"
-        tolerance.assert_close(small.forward(x, ops), small.forward(x, TWIN), *small.own_terms)
+        tolerance.assert_close(small.forward(x, ops), small.forward(x, TWIN), *small.terms())
 
 
 BAD = {

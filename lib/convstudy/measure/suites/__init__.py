@@ -2,6 +2,7 @@
 """The suites, by name, in the order in which they are run."""
 
 from convstudy.measure.suites import (
+    against_pytorch,
     batch,
     chunks,
     convolutions,
@@ -11,6 +12,7 @@ from convstudy.measure.suites import (
     hierarchy,
     ladder,
     launching,
+    learning,
     startup,
 )
 
@@ -21,12 +23,14 @@ SUITES = {
         hierarchy,
         ladder,
         convolutions,
+        against_pytorch,
         launching,
         startup,
         environments,
         chunks,
         batch,
         emulated,
+        learning,
     )
 }
 

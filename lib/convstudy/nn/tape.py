@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""A tape: an execution on the CPU that remembers what it ran, and takes gradients backwards."""
+
+import numpy as np
+
+from convstudy.nn import gradients
+from convstudy.nn.images import ImageOps
+from convstudy.nn.ops import Ops
+
+
+class TapeOps(Ops):
+    """What trains a network on the CPU: another execution, recorded.
+
+    A network's `apply` writes the tape; `backward` reads it from its end and wipes it. The tape's
+    parameters are its own copies, which an optimiser changes in place.
+
+    Parameters
+    ----------
+    ops : Ops, optional
+        What computes: `ImageOps()` if not given, or `ReferenceOps()` in float64.
+    training : bool
+        Batch norm takes the statistics of its input, and its running statistics follow; else it
+        takes the running statistics, which stay. It may be changed between passes.
+    momentum : float
+        How far running statistics go towards those of a batch.
+
+    Attributes
+    ----------
+    recording : bool
+        Whether calls are written down; it may be changed between passes, too.
+    parameters : dict of str to array
+        By name, as the network brought them; its running statistics too.
+
+    Notes
+    -----
+    As PyTorch has it, a batch is normalised by its biased variance, and the running variance
+    follows the unbiased one. Counting batches (``num_batches_tracked``) is left to the caller.
+    """
+
+    name = "tape"
+
+    def __init__(self, ops=None, training=True, momentum=0.1):
+        self._ops = ops or ImageOps()
+        self.training, self.momentum = training, momentum
+        self.recording = True
+        self.parameters = {}
+        # An array is known by its `id`. None is reused: the tape holds every one that it knows.
+        self._names = {}
+        self._tape = []
+        self._made = set()
+
+    def to_device(self, array):
+        return self._ops.to_device(array)
+
+    def parameter(self, name, array):
+        placed = np.array(self._ops.to_device(array))
+        self._names.pop(id(self.parameters.get(name)), None)
+        self._names[id(placed)] = name
+        self.parameters[name] = placed
+        return placed
+
+    def backward(self, dy):
+        """Return the gradient of every parameter that was used, by name; wipe the tape.
+
+        Parameters
+        ----------
+        dy : array
+            The gradient of what the last call returned.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing was recorded since the last time.
+        """
+        if not self._tape:
+            raise RuntimeError("TapeOps.backward: the tape is empty; run the network first")
+        pending, by_name = {id(self._tape[-1][0]): dy}, {}
+        while self._tape:
+            output, back = self._tape.pop()
+            gradient = pending.pop(id(output), None)
+            if gradient is None:  # nothing that was asked for depends on it
+                continue
+            for array, share in back(gradient):
+                name = self._names.get(id(array))
+                found, key = (pending, id(array)) if name is None else (by_name, name)
+                found[key] = found[key] + share if key in found else share
+        self._made.clear()
+        return by_name
+
+    def forget(self):
+        """Wipe the tape without reading it."""
+        self._tape.clear()
+        self._made.clear()
+
+    def _record(self, output, back):
+        """Write a call down: ``back(dy)`` yields each of its inputs with the input's gradient."""
+        if self.recording:
+            self._tape.append((output, back))
+            self._made.add(id(output))
+        return output
+
+    def conv2d(self, x, w, padding):
+        # An image's gradient is not asked for, and is as much work as the convolution.
+        inner = id(x) in self._made
+
+        def back(dy):
+            yield w, self._ops.conv2d_wgrad(x, dy, w.shape[2:], padding)
+            if inner:
+                yield x, self._ops.conv2d_dgrad(dy, w, x.shape[2:], padding)
+
+        return self._record(self._ops.conv2d(x, w, padding), back)
+
+    def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
+        training = self.training
+        if training:
+            y, *statistics = gradients.batch_norm_train(x, weight, bias, eps)
+            self._follow(mean, var, *statistics, x.size // x.shape[1])
+        else:
+            statistics = mean, var
+            y = self._ops.batch_norm(np.array(x), weight, bias, *statistics, eps)
+
+        def back(dy):
+            return zip(
+                (x, weight, bias),
+                gradients.batch_norm_dgrad(dy, x, weight, *statistics, eps, training),
+                strict=True,
+            )
+
+        return self._record(y, back)
+
+    def _follow(self, mean, var, batch_mean, batch_var, count):
+        """Let the running statistics go some way towards those of a batch."""
+        if count < 2:
+            raise ValueError(
+                "TapeOps: batch norm has one pixel a channel to take a variance of; "
+                "train on more images at once, or on larger ones"
+            )
+        mean += self.momentum * (batch_mean - mean)
+        var += self.momentum * (batch_var * (count / (count - 1)) - var)
+
+    def relu(self, x):
+        # It may work in place: the result alone says where the gradient passes.
+        y = self._ops.relu(x)
+        return self._record(y, lambda dy: [(x, gradients.relu_dgrad(dy, y))])
+
+    def max_pool2d(self, x):
+        y = self._ops.max_pool2d(x)
+        return self._record(y, lambda dy: [(x, gradients.max_pool2d_dgrad(dy, x))])
+
+    def conv_transpose2d(self, x, w, bias):
+        def back(dy):
+            dw, dbias = gradients.conv_transpose2d_wgrad(x, dy)
+            return (w, dw), (bias, dbias), (x, gradients.conv_transpose2d_dgrad(dy, w))
+
+        return self._record(self._ops.conv_transpose2d(x, w, bias), back)
+
+    def upsample_bilinear(self, x):
+        y = self._ops.upsample_bilinear(x)
+        return self._record(y, lambda dy: [(x, gradients.upsample_bilinear_dgrad(dy))])
+
+    def pad_concat(self, skip, x):
+        def back(dy):
+            dskip, dx = gradients.pad_concat_dgrad(dy, skip.shape, x.shape)
+            return (skip, dskip), (x, dx)
+
+        return self._record(self._ops.pad_concat(skip, x), back)
+
+    def head(self, x, w, bias):
+        def back(dy):
+            dw, dbias = gradients.head_wgrad(x, dy)
+            return (w, dw), (bias, dbias), (x, gradients.head_dgrad(dy, w))
+
+        return self._record(self._ops.head(x, w, bias), back)
