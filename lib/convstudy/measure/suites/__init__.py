@@ -12,6 +12,7 @@ from convstudy.measure.suites import (
     ladder,
     launching,
     learning,
+    networks,
     startup,
 )
 
@@ -25,6 +26,7 @@ SUITES = {
         launching,
         startup,
         environments,
+        networks,
         chunks,
         batch,
         emulated,
