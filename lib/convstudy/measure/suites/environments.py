@@ -18,7 +18,7 @@ from convstudy.measure.suites.network import (
     layers,
     no_gpu,
     unet,
-    warm_up,
+    unet_work,
 )
 from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import OffloadOps, ResidentOps
@@ -111,7 +111,7 @@ class _Rows:
         if device.is_gpu:
             network.forward(x, timed)
         else:
-            warm_up(ops)
+            unet_work(1).warm_up(ops)
         whole, convolution = [], []
         for _ in range(repeats):
             timed.seconds["convolution"].clear()
