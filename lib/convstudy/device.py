@@ -212,6 +212,11 @@ def empty(shape, device, dtype=np.float32):
         return cupy.empty(shape, dtype)
 
 
+def allocate_plainly():
+    """Let CuPy ask CUDA for every array from here on, and keep no memory for later ones."""
+    _cupy().cuda.set_allocator(None)
+
+
 def release_memory(device, share=0.25):
     """Give back to a GPU what CuPy keeps for later arrays, where that is more than a share of it.
 
