@@ -40,8 +40,8 @@ class Algorithm:
     accepts : callable
         ``accepts(problem, device) -> (ok, reason)``; the reason of a refusal says the limit.
     plan : callable or None
-        ``plan(problem, device) -> Launch`` of a kernel; of one that has choices, or takes an
-        `Epilogue`, with ``choice=...`` and ``epilogue=...``.
+        ``plan(problem, device) -> Launch`` of a kernel; ``plan(problem, device, choice)`` of one
+        that has choices.
     compute : callable or None
         ``compute(problem, ...)`` of a CPU algorithm.
     which : {"fprop", "dgrad", "wgrad"}
@@ -368,8 +368,8 @@ def get_algorithm(name):
 
 
 @functools.cache
-def plan(name, problem, device, epilogue=PLAIN, choice=None):
-    """Return the `Launch` of kernel `name` for `problem` on `device`, that ends as `epilogue` says.
+def plan(name, problem, device, choice=None, epilogue=PLAIN):
+    """Return the `Launch` of kernel `name` for `problem` on `device`.
 
     Parameters
     ----------
@@ -379,6 +379,8 @@ def plan(name, problem, device, epilogue=PLAIN, choice=None):
     choice : object, optional
         One of those that the kernel's row lists; by default the tuned one where that kernel was
         found fastest, else the one that is estimated to cost least.
+    epilogue : Epilogue
+        How it is to end.
 
     Raises
     ------
@@ -451,10 +453,9 @@ def _estimated(rows, problem, device):
 def _chosen(problem, device, which, epilogue=PLAIN):
     """Return the id that "auto" takes, and why."""
     found, why = _tuned(problem, device, which)
-    rows = _able(problem, device, which, epilogue)
-    if found and ALGORITHMS[found.id] in rows:
+    if found and ALGORITHMS[found.id].supports(problem, device, epilogue)[0]:
         return found.id, why
-    name, how = _estimated(rows, problem, device)
+    name, how = _estimated(_able(problem, device, which, epilogue), problem, device)
     return name, f"{how}; {why}" if why else how
 
 

@@ -286,6 +286,7 @@ struct Block {
 };
 using Sums = Block<TILE_N>;
 
+#if !PATCHES
 // Consumers whose operands both come from shared memory. ACROSS: lines of the operand run across
 // DEPTH, 64 columns a block of TILE_D lines.
 template <int ACROSS_A, int ACROSS_B>
@@ -442,6 +443,7 @@ struct ThroughRegisters {
         }
     }
 };
+#endif
 
 #if CLUSTER > 1
 // Adds up the sums of a cluster's blocks, in their order; each block all of some columns.

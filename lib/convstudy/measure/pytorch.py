@@ -16,55 +16,6 @@ def why_not():
     return None
 
 
-def unet_forward(network, threads):
-    """Return ``forward(x)`` of `network` in PyTorch on the CPU, NumPy in and out.
-
-    Parameters
-    ----------
-    network : UNet
-        With transposed convolutions.
-    threads : int
-        PyTorch's threads.
-    """
-    import torch
-    from torch.nn import functional
-
-    torch.set_num_threads(threads)
-    state = {name: torch.from_numpy(array) for name, array in network.state_dict().items()}
-
-    def norm(x, prefix):
-        names = ("running_mean", "running_var", "weight", "bias")
-        return functional.batch_norm(x, *(state[f"{prefix}.{name}"] for name in names))
-
-    def block(x, prefix):
-        for convolution, statistics in (("0", "1"), ("3", "4")):
-            x = functional.conv2d(x, state[f"{prefix}.{convolution}.weight"], padding=1)
-            x = functional.relu(norm(x, f"{prefix}.{statistics}"), inplace=True)
-        return x
-
-    def forward(x):
-        with torch.inference_mode():
-            skips = [block(torch.from_numpy(x), "inc.double_conv")]
-            for level in range(1, 5):
-                pooled = functional.max_pool2d(skips[-1], 2)
-                skips.append(block(pooled, f"down{level}.maxpool_conv.1.double_conv"))
-            y = skips.pop()
-            for level in range(1, 5):
-                up = f"up{level}.up"
-                y = functional.conv_transpose2d(
-                    y, state[f"{up}.weight"], state[f"{up}.bias"], stride=2
-                )
-                skip = skips.pop()
-                down, right = (skip.shape[i] - y.shape[i] for i in (2, 3))
-                sides = (right // 2, right - right // 2, down // 2, down - down // 2)
-                y = torch.cat([skip, functional.pad(y, sides)], dim=1)
-                y = block(y, f"up{level}.conv.double_conv")
-            y = functional.conv2d(y, state["outc.conv.weight"], state["outc.conv.bias"])
-            return y.numpy()
-
-    return forward
-
-
 def cudnn_convolution(problem, x, w, channels_last):
     """Return a function that convolves CuPy arrays through cuDNN in strict fp32, and its result.
 

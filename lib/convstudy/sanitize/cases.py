@@ -140,6 +140,8 @@ _ARGUMENTS = {
     "conv_transpose2d": (_X, (17, 19, 2, 2), (19,)),
     "upsample_bilinear": (_X,),
     "pad_concat": (_X, (2, 3, 8, 12)),
+    "average_pool2d": (_X,),
+    "add": (_X, _X),
 }
 
 

@@ -13,6 +13,7 @@ from convstudy.measure.suites import (
     ladder,
     launching,
     learning,
+    networks,
     startup,
     tuning,
 )
@@ -29,6 +30,7 @@ SUITES = {
         launching,
         startup,
         environments,
+        networks,
         chunks,
         batch,
         emulated,
