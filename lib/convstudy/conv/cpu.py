@@ -137,11 +137,14 @@ def _unfolded(problem, x, outputs):
         windows = _windows(problem, image)
         for i, j in itertools.product(range(0, p, rows), range(0, q, columns)):
             block = windows[..., i : i + rows, j : j + columns]
-            unfolded = buffer[: block.size].reshape(block.shape)
-            _copy(unfolded, block)
+            # An image under filters of one pixel is unfolded as it lies.
+            if not block.flags.c_contiguous:
+                unfolded = buffer[: block.size].reshape(block.shape)
+                _copy(unfolded, block)
+                block = unfolded
             # The block's outputs lie side by side: they are whole rows, or all in one row.
             first, count = i * q + j, block.size // taps
-            yield output, slice(first, first + count), unfolded.reshape(taps, count)
+            yield output, slice(first, first + count), block.reshape(taps, count)
 
 
 def _copy(to, block):

@@ -4,6 +4,7 @@
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,13 @@ class _Tile:
     @property
     def threads(self):
         return 32 * self.warps_m * self.warps_n
+
+
+class Choice(NamedTuple):
+    """A tile, and over how many blocks each sum is split."""
+
+    tile: object
+    splits: int
 
 
 @dataclass(frozen=True)
@@ -161,18 +169,31 @@ def _pass(kernel):
     return kernel.split("_")[1]
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the tile, and over how many blocks each sum is split, that cost least."""
+def choices(kernel, problem, device):
+    """Return all `Choice` worth a try."""
     needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
-    choices = [
-        (tile, splits)
+    return [
+        Choice(tile, splits)
         for tile in family.tiles
         if needed.shared_bytes(tile, family.stages) <= device.shared_bytes_per_block
         for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
         if splits == 1 or (family.splits and 4 * splits <= needed.steps)
     ]
-    return min(choices, key=lambda choice: _cost(needed, family, *choice, device))
+
+
+@functools.cache
+def best(kernel, problem, device):
+    """Return the `Choice` that costs least."""
+    return min(
+        choices(kernel, problem, device),
+        key=lambda choice: estimate(kernel, problem, device, choice),
+    )
+
+
+def estimate(kernel, problem, device, choice):
+    """Estimate the cycles of a choice."""
+    needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
+    return _cost(needed, family, *choice, device)
 
 
 def _cost(needed, family, tile, splits, device):
@@ -201,7 +222,7 @@ def takes_epilogue(kernel, epilogue):
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launch of `kernel`, with a second one that adds up where sums are split.
 
-    `choice` is a tile and a number of splits, by default the `best`.
+    `choice` is one of `choices`, by default the `best`.
     """
     needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
     tile, splits = choice or best(kernel, problem, device)

@@ -6,7 +6,7 @@
 //           convolutions read is written with the parameter.
 // Threads   Thread t of block b does vector b THREADS + t.
 // Shared    None.
-// Moves     Reads parameters, gradients, squares and momenta, writes all but gradients (and copies).
+// Moves     Reads parameters, gradients, squares and momenta, writes all but gradients, and copies.
 // Source    PyTorch's documentation of RMSprop.
 #include "overlap.cuh"
 #include "ptx.cuh"

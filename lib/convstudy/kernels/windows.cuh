@@ -74,7 +74,8 @@ struct Loaded {
             x[t] = load(from_x + offset(cell.pixel[t], pitch_x, c));
             if (DIRECT) dz[t] = load(from_dz + offset(cell.pixel[t], pitch_dz, c));
         }
-        if (POOL && cell.whole) dpooled = load(from_dpooled + offset(cell.pooled, pitch_dpooled, c));
+        if (POOL && cell.whole)
+            dpooled = load(from_dpooled + offset(cell.pooled, pitch_dpooled, c));
     }
 
     // Gives x of one channel, and the gradient of a x + b: that of the output, with that of the

@@ -18,7 +18,8 @@ class Convolution:
     x, y : Value
         `y` is what the last but the pooling leaves.
     w : Parameter
-    padding : (int, int)
+    padding, stride : (int, int)
+    bias : Parameter or None
     norm : tuple of Parameter or None
         Weight, bias, running mean and running variance.
     eps : float
@@ -32,6 +33,8 @@ class Convolution:
     y: Value
     w: Parameter
     padding: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    bias: Parameter | None = None
     norm: tuple[Parameter, ...] | None = None
     eps: float = 0.0
     relu: bool = False
@@ -50,10 +53,13 @@ class Enlargement:
 
 @dataclass(frozen=True, eq=False)
 class Pooling:
-    """2 x 2 pooling of what no convolution left."""
+    """Pooling of what no convolution left, or in other windows than of 2 x 2."""
 
     x: Value
     y: Value
+    window: int = 2
+    stride: int = 2
+    padding: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +85,10 @@ class Head:
     y: Value
     w: Parameter
     bias: Parameter
+
+
+# The pooling that is made with a norm and ReLU.
+_HALVING = {"window": 2, "stride": 2, "padding": 0}
 
 
 def fuse(trace):
@@ -108,13 +118,15 @@ def _convolution(call, trace):
         calls.append(found)
         last, relu = found, True
     for user in trace.users(last.output):
-        if user.method == "max_pool2d" and norm and relu:
+        if user.method == "max_pool2d" and user.options == _HALVING and norm and relu:
             calls.append(user)
             pooled = user.output
     options = {"norm": norm.parameters, "eps": norm.options["eps"]} if norm else {}
     return (
         Convolution(
             *(call.inputs[0], last.output, call.parameters[0], call.options["padding"]),
+            stride=call.options["stride"],
+            bias=call.parameters[1] if len(call.parameters) > 1 else None,
             relu=relu,
             pooled=pooled,
             **options,
@@ -125,15 +137,15 @@ def _convolution(call, trace):
 
 def _alone(kind):
     def start(call, trace):
-        return kind(*call.inputs, call.output, *call.parameters), [call]
+        return kind(*call.inputs, call.output, *call.parameters, **call.options), [call]
 
     return start
 
 
 def _never_alone(call, trace):
     raise NotImplementedError(
-        f"program: {call.method} stands behind no convolution of its own; "
-        f"run this network by ResidentOps"
+        f"program: {call.method}, as this network calls it, is not made a launch yet; "
+        f"run it by ResidentOps"
     )
 
 
@@ -141,6 +153,9 @@ _START = {
     "conv2d": _convolution,
     "batch_norm": _never_alone,
     "relu": _never_alone,
+    "add": _never_alone,
+    "average_pool2d": _never_alone,
+    "linear": _never_alone,
     "max_pool2d": _alone(Pooling),
     "conv_transpose2d": _alone(Enlargement),
     "upsample_bilinear": _alone(Enlargement),

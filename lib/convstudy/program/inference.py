@@ -34,12 +34,6 @@ class Inference:
     ------
     ValueError, RuntimeError
         Where the shape or the precision is none that the network takes, or there is no GPU.
-
-    Examples
-    --------
-    >>> network = UNet.initialised(seed=0)  # doctest: +SKIP
-    >>> forward = Inference(network, (16, 3, 128, 191), "bf16")  # doctest: +SKIP
-    >>> scores = forward(images)  # doctest: +SKIP
     """
 
     def __init__(self, network, shape, precision="fp32", device=None):
@@ -112,13 +106,17 @@ class Inference:
         k, c, r, s = op.w.shape
         filters = self._parameter(k * c * r * s, low.dtype, lambda state: _folded(op, state)[0])
         bias = None
-        if op.norm:
+        if op.norm or op.bias:
             bias = self._parameter(k, np.float32, lambda state: _folded(op, state)[1])
-        problem = low.problem(x.shape, k, (r, s), padding=op.padding)
+        problem = low.problem(x.shape, k, (r, s), padding=op.padding, stride=op.stride)
         epilogue = Epilogue(relu=op.relu, pitch=None if y.is_whole else y.pitch)
         low.convolve("fprop", problem, x, filters, bias, y, epilogue=epilogue)
         if op.pooled:
             low.pool(y, low.lies[op.pooled])
+
+    def _pooling(self, op):
+        x, y = self._low.lies[op.x], self._low.lies[op.y]
+        self._low.pool(x, y, op.window, op.stride, op.padding)
 
     def _enlargement(self, op):
         filters = bias = None
@@ -142,7 +140,7 @@ class Inference:
 _LOWER = {
     fuse.Convolution: Inference._convolution,
     fuse.Enlargement: Inference._enlargement,
-    fuse.Pooling: lambda self, op: self._low.pool(self._low.lies[op.x], self._low.lies[op.y]),
+    fuse.Pooling: Inference._pooling,
     # What is joined was written where it is read.
     fuse.Concatenation: lambda self, op: None,
     fuse.Head: Inference._head,
@@ -152,8 +150,9 @@ _LOWER = {
 def _folded(op, state):
     """Return filters (K, R, S, C) and bias of a convolution with the norm behind it, in float64."""
     w = state[op.w.name].astype(np.float64).transpose(0, 2, 3, 1)
+    own = state[op.bias.name].astype(np.float64) if op.bias else 0.0
     if op.norm is None:
-        return w, None
+        return w, own
     weight, bias, mean, var = (state[each.name].astype(np.float64) for each in op.norm)
     scale = weight / np.sqrt(var + op.eps)
-    return w * scale[:, None, None, None], bias - mean * scale
+    return w * scale[:, None, None, None], bias + (own - mean) * scale

@@ -65,7 +65,7 @@ class Lowering:
     def convolve(self, which, problem, *arrays, epilogue=PLAIN):
         """Launch a pass of a convolution, by the algorithm that suits it best."""
         name = choose(problem, self.device, which, epilogue)
-        self.builder.run(plan(name, problem, self.device, epilogue), *arrays)
+        self.builder.run(plan(name, problem, self.device, epilogue=epilogue), *arrays)
 
     def enlarge(self, op, filters, bias):
         """Launch a transposed convolution, filters in the order (r, s, k, c), or interpolation."""
@@ -92,9 +92,10 @@ class Lowering:
                 return whole.part((first, other.x.shape[1])), other.corner
         return self.lies[op.y], (0, 0)
 
-    def pool(self, x, y):
-        """Launch 2 x 2 pooling of one tensor to another."""
+    def pool(self, x, y, window=2, stride=2, padding=0):
+        """Launch pooling of one tensor to another."""
+        sides = ((size, size) for size in (window, stride, padding))
         launch = pool_nhwc.launch_max_pool(
-            x.shape, self.dtype.name, pitch_x=x.pitch, pitch_y=y.pitch
+            x.shape, self.dtype.name, *sides, pitch_x=x.pitch, pitch_y=y.pitch
         )
         self.builder.run(launch, x, y, None)

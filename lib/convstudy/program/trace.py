@@ -3,14 +3,15 @@
 
 from dataclasses import dataclass, field
 
-from convstudy.nn.ops import Ops
+from convstudy.nn.ops import Ops, pooled_shape
+from convstudy.problem import ConvProblem
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """What a call leaves: an array of (N, C, H, W) that nobody has computed yet."""
+    """What a call leaves: an array that nobody has computed yet, of (N, C, H, W) as a rule."""
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +85,12 @@ class _Recorder(Ops):
     def parameter(self, name, array):
         return Parameter(name, array.shape)
 
-    def conv2d(self, x, w, padding):
-        n, _, h, width = x.shape
-        k, _, r, s = w.shape
-        shape = (n, k, h + 2 * padding[0] - r + 1, width + 2 * padding[1] - s + 1)
-        return self._record("conv2d", shape, (x,), (w,), padding=padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        problem = ConvProblem(*x.shape, w.shape[0], *w.shape[2:], stride, padding)
+        parameters = (w,) if bias is None else (w, bias)
+        return self._record(
+            "conv2d", problem.y_shape, (x,), parameters, padding=padding, stride=stride
+        )
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         return self._record("batch_norm", x.shape, (x,), (weight, bias, mean, var), eps=eps)
@@ -96,9 +98,18 @@ class _Recorder(Ops):
     def relu(self, x):
         return self._record("relu", x.shape, (x,))
 
-    def max_pool2d(self, x):
-        n, c, h, w = x.shape
-        return self._record("max_pool2d", (n, c, h // 2, w // 2), (x,))
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        options = {"window": window, "stride": stride, "padding": padding}
+        return self._record("max_pool2d", pooled_shape(x.shape, **options), (x,), **options)
+
+    def average_pool2d(self, x, size=1):
+        return self._record("average_pool2d", (*x.shape[:2], size, size), (x,), size=size)
+
+    def add(self, x, y):
+        return self._record("add", x.shape, (x, y))
+
+    def linear(self, x, w, bias):
+        return self._record("linear", (x.shape[0], w.shape[0]), (x,), (w, bias))
 
     def conv_transpose2d(self, x, w, bias):
         n, _, h, width = x.shape

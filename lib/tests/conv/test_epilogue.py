@@ -24,10 +24,10 @@ def choices_of(kernel, problem):
     """Return how sums may be split that the kernel is to be tried with: not, and in three."""
     if "8_mma" in kernel:
         tile, _ = algorithm.gemm.best(kernel, problem, EMULATOR)
-        return [(tile, 1), (tile, 3)]
+        return [algorithm.gemm.Choice(tile, 1), algorithm.gemm.Choice(tile, 3)]
     if "10_wgmma" in kernel:
         tile, _ = algorithm.hopper.best(kernel, problem, EMULATOR)
-        return [(tile, 1), (tile, 3)]
+        return [algorithm.gemm.Choice(tile, 1), algorithm.gemm.Choice(tile, 3)]
     return [None]
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_end_so_says_why():
         assert not ok
         assert why in reason
     with pytest.raises(ValueError, match="cannot end"):
-        plan("conv2d_fprop_6_stages", plain, EMULATOR, Epilogue(relu=True))
+        plan("conv2d_fprop_6_stages", plain, EMULATOR, epilogue=Epilogue(relu=True))
 
 
 def test_auto_takes_what_can_end_so():

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from convstudy.device import EMULATOR
+from convstudy.models.resnet import ResNet
 from convstudy.models.unet import UNet
+from convstudy.models.vgg import VGG16
 from convstudy.nn.reference import ReferenceOps
 from convstudy.program import fuse
 from convstudy.program.program import Builder
@@ -56,3 +58,15 @@ def test_what_is_joined_lies_where_it_is_joined(network):
     # At the uppermost level 15 enlarged columns stand beside 31: the last is a frame.
     assert lies[joined[-1].y].buffer.kept
     assert not lies[joined[0].y].is_whole or lies[joined[0].y].offset == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(VGG16, {}), (ResNet, {"depth": 18}), (ResNet, {"depth": 50})]
+)
+def test_what_is_no_launch_yet_says_so(kind, options):
+    """Classifiers are traced, calls and shapes; their programs are still to come."""
+    network = kind.initialised(0, num_classes=7, width=4, **options)
+    found = trace(network, (2, 3, 64, 64))
+    assert found.output.shape == (2, 7)
+    with pytest.raises(NotImplementedError, match="run it by ResidentOps"):
+        fuse.fuse(found)

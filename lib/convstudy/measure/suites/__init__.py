@@ -13,7 +13,9 @@ from convstudy.measure.suites import (
     ladder,
     launching,
     learning,
+    networks,
     startup,
+    tuning,
 )
 
 SUITES = {
@@ -22,11 +24,13 @@ SUITES = {
         functions,
         hierarchy,
         ladder,
+        tuning,
         convolutions,
         against_pytorch,
         launching,
         startup,
         environments,
+        networks,
         chunks,
         batch,
         emulated,
