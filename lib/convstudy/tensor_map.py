@@ -92,6 +92,13 @@ class TensorMap:
         return self._emulated(array)
 
     def _emulated(self, array):
+        strides = (self.element_bytes, *self.strides)
+        reach = sum((n - 1) * step for n, step in zip(self.sizes, strides, strict=True))
+        if reach + self.element_bytes > array.nbytes:
+            raise ValueError(
+                f"TensorMap: {self.sizes} elements reach {reach + self.element_bytes} bytes far; "
+                f"the array has {array.nbytes}"
+            )
         fields = np.zeros(1, _EMULATED)
         fields["address"] = array.ctypes.data
         fields["sizes"] = _filled(self.sizes, 4, 1)

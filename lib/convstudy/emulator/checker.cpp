@@ -26,6 +26,7 @@ Checker::Checker(Worker& w)
       first_barrier_((w.threads + WARP - 1) / WARP * WARP),
       actors_(first_barrier_ + MAX_BARRIERS),
       known_(w.threads, Knowledge(actors_)),
+      all_(actors_),
       shared_(w.module.shared),
       nest_(*w.launch),
       paths_(w.threads, Path(nest_)) {
@@ -61,9 +62,9 @@ void Checker::block_synchronised() {
     block_time_ = time_++;
     // Of copies, all know now what any of them knew.
     if (meetings_.empty()) return;
-    Knowledge all(actors_);
-    for (const Knowledge& known : known_) learn(all, known, first_barrier_, actors_);
-    for (Knowledge& known : known_) learn(known, all, first_barrier_, actors_);
+    std::fill(all_.begin() + first_barrier_, all_.end(), 0);
+    for (const Knowledge& known : known_) learn(all_, known, first_barrier_, actors_);
+    for (Knowledge& known : known_) learn(known, all_, first_barrier_, actors_);
 }
 
 void Checker::warp_synchronised(uint32_t warp, uint32_t lanes) {
@@ -72,14 +73,14 @@ void Checker::warp_synchronised(uint32_t warp, uint32_t lanes) {
     const uint32_t first = warp * WARP;
     const uint32_t begin = meetings_.empty() ? first : 0;
     const uint32_t end = meetings_.empty() ? first + WARP : actors_;
-    Knowledge all(actors_);
+    std::fill(all_.begin() + begin, all_.begin() + end, 0);
     for (unsigned i = 0; i < WARP; i++)
-        if (lanes >> i & 1) learn(all, known_[first + i], begin, end);
+        if (lanes >> i & 1) learn(all_, known_[first + i], begin, end);
     for (unsigned i = 0; i < WARP; i++)
-        if (lanes >> i & 1) all[first + i] = time_;
+        if (lanes >> i & 1) all_[first + i] = time_;
     for (unsigned i = 0; i < WARP; i++)
         if (lanes >> i & 1)
-            std::copy(all.begin() + begin, all.begin() + end, known_[first + i].begin() + begin);
+            std::copy(all_.begin() + begin, all_.begin() + end, known_[first + i].begin() + begin);
     time_++;
 }
 

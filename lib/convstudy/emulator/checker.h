@@ -92,6 +92,7 @@ class Checker {
     using Knowledge = std::vector<uint32_t>;
     const uint32_t first_barrier_, actors_;
     std::vector<Knowledge> known_;  // by thread
+    Knowledge all_;                 // room for what several know together
     struct Meeting {
         Knowledge arrived, passed_on;  // what those know who arrived, and in phases that have ended
         uint32_t asker;                // who asked for a copy last

@@ -126,7 +126,9 @@ class Counts:
         Block barriers, one for each time a block passed one.
     global_loads, global_stores, shared_loads, shared_stores : int or None
         Accesses, one for each thread that made it; a float4 is one of 16 bytes. None where the
-        launch was not checked, as all that follows.
+        launch was not checked, as all that follows. A copy of the TMA is a global load, and a
+        shared store for each line of 128 bytes; of the operands of a warpgroup's product, each 16
+        bytes are a shared load.
     global_load_bytes, global_store_bytes, shared_load_bytes, shared_store_bytes : int or None
         Their sizes, added up.
     atomics : int or None

@@ -36,11 +36,11 @@ template <class Word>
 void multiply(const Product& p) {
     constexpr int DEPTH = 8 * Word::NUMBERS;
     alignas(64) double a[DEPTH * ROWS], b[DEPTH * MOST_COLUMNS], d[ROWS * MOST_COLUMNS];
-    if (p.a_is_in_words) {
+    if (p.a_is_in_registers) {
         for (int lane = 0; lane < int(WARP); lane++)
             for (int i = 0; i < 4; i++)
                 a[(lane % 4 + i / 2 * 4) * ROWS + lane / 4 + i % 2 * 8] =
-                    Word::number(p.words[lane][i], 0);
+                    Word::number(p.a_words[lane][i], 0);
     } else {
         decode<Word>(a, ROWS, p.a, int(p.warp % 4) * ROWS, ROWS);
     }
@@ -69,14 +69,14 @@ void multiply(const Product& p) {
 
 // Lets each thread of a warpgroup have its part of the chunks that all of them multiply.
 template <class Visit>
-void for_my_chunks(const Product& p, Visit&& visit) {
+void for_my_chunks(const Order& order, Visit&& visit) {
     constexpr int THREADS = 4 * WARP;
     const int first = int(worker->current->number) % THREADS;
     const auto visit_each = [&](const Operand& operand, int lines) {
         for (int i = first; i < 2 * lines; i += THREADS) visit(operand.chunk(i));
     };
-    if (!p.a_is_in_words) visit_each(p.a, GROUP_ROWS);
-    visit_each(p.b, p.columns);
+    if (!order.a_is_in_registers) visit_each(order.a, GROUP_ROWS);
+    visit_each(order.b, order.columns);
 }
 
 void check_bounds(const Operand& operand, int lines, uint64_t pc) {
@@ -90,9 +90,10 @@ void check_bounds(const Operand& operand, int lines, uint64_t pc) {
 // What the lanes of a warp say together.
 struct Asked {
     Products* all;
-    const Product* product;
+    uint32_t warp;
+    const Order* order;
     float* d;
-    const unsigned* words;
+    const unsigned* a_words;
 };
 struct Awaited {
     Products* all;
@@ -116,30 +117,29 @@ Products::Queue& Products::mine() { return queues_[worker->current->number / WAR
 
 void Products::fence() { mine().fenced = true; }
 
-void Products::ask(Product product, float* d, const unsigned* words, int line) {
+void Products::ask(const Order& order, float* d, const unsigned* a_words, int line) {
     if (!mine().fenced)
-        misuse(product.pc, "multiplies with no wgmma_fence() since it began, or last waited");
-    if (!product.a_is_in_words) check_bounds(product.a, GROUP_ROWS, product.pc);
-    check_bounds(product.b, product.columns, product.pc);
+        misuse(order.pc, "multiplies with no wgmma_fence() since it began, or last waited");
+    if (!order.a_is_in_registers) check_bounds(order.a, GROUP_ROWS, order.pc);
+    check_bounds(order.b, order.columns, order.pc);
     if (Checker* checker = worker->checker)
-        for_my_chunks(product, [&](uint64_t chunk) { checker->begin_operand(chunk, product.pc); });
-    product.warp = worker->current->number / WARP;
-    Asked asked{this, &product, d, words};
+        for_my_chunks(order, [&](uint64_t chunk) { checker->begin_operand(chunk, order.pc); });
+    Asked asked{this, worker->current->number / WARP, &order, d, a_words};
     warp_together(&asked, enqueue, line);
 }
 
 void Products::enqueue(void* const* lanes) {
     if (!all_here(lanes)) return;
     const Asked& first = of<Asked>(lanes, 0);
-    Queue& queue = first.all->queues_[first.product->warp];
-    queue.products.push_back(*first.product);
-    Product& product = queue.products.back();
-    product.group = queue.groups[0];
+    Queue& queue = first.all->queues_[first.warp];
+    Product product{*first.order, first.warp, queue.groups[0], {}, {}};
     for (unsigned lane = 0; lane < WARP; lane++) {
         const Asked& asked = of<Asked>(lanes, lane);
         product.d[lane] = asked.d;
-        if (product.a_is_in_words) memcpy(product.words[lane], asked.words, sizeof *product.words);
+        if (product.a_is_in_registers)
+            memcpy(product.a_words[lane], asked.a_words, sizeof product.a_words[lane]);
     }
+    queue.products.push_back(product);
 }
 
 void Products::commit() { mine().groups[worker->current->number % WARP]++; }
@@ -180,15 +180,6 @@ Operand unpack(uint64_t packed, bool across) {
             (packed >> 16 & 0xfffff) * CHUNK, across};
 }
 
-Product product(void (*multiply)(const Product&), int columns, int add, uint64_t pc) {
-    Product p{};
-    p.multiply = multiply;
-    p.columns = columns;
-    p.add = add;
-    p.pc = pc;
-    return p;
-}
-
 }  // namespace
 
 unsigned shared_offset(const void* shared) {
@@ -201,18 +192,15 @@ unsigned shared_offset(const void* shared) {
 
 void warpgroup_tf32(float* d, int columns, const unsigned* words, uint64_t a, uint64_t b, int add,
                     int line) {
-    Product p = product(multiply<TF32>, columns, add, HERE);
-    p.a_is_in_words = words;
-    if (!words) p.a = unpack(a, false);
-    p.b = unpack(b, false);
-    worker->products->ask(p, d, words, line);
+    const Operand first = words ? Operand{} : unpack(a, false);
+    const Order order{multiply<TF32>, first, unpack(b, false), bool(words), columns, add, HERE};
+    worker->products->ask(order, d, words, line);
 }
 void warpgroup_bf16(float* d, int columns, uint64_t a, int across_a, uint64_t b, int across_b,
                     int add, int line) {
-    Product p = product(multiply<BF16>, columns, add, HERE);
-    p.a = unpack(a, across_a);
-    p.b = unpack(b, across_b);
-    worker->products->ask(p, d, nullptr, line);
+    const Order order{multiply<BF16>, unpack(a, across_a), unpack(b, across_b), false, columns, add,
+                      HERE};
+    worker->products->ask(order, d, nullptr, line);
 }
 void warpgroup_fence() { worker->products->fence(); }
 void warpgroup_commit() { worker->products->commit(); }

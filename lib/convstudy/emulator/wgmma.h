@@ -30,15 +30,20 @@ struct Operand {
     }
 };
 
-struct Product {
+struct Product;
+// What all lanes say alike.
+struct Order {
     void (*multiply)(const Product&);
     Operand a, b;
-    bool a_is_in_words;
+    bool a_is_in_registers;
     int columns, add;
-    uint32_t warp, group;  // of the block; of those that the warp committed
     uint64_t pc;
+};
+// What a warp is to do, on what it has in registers.
+struct Product : Order {
+    uint32_t warp, group;  // of the block; of those that the warp committed
     float* d[WARP];
-    unsigned words[WARP][4];
+    unsigned a_words[WARP][4];
 };
 
 // They are made when they are waited for: until then their sums are not there, and what they
@@ -47,7 +52,7 @@ class Products {
   public:
     void begin_block(uint32_t threads);
     void fence();
-    void ask(Product product, float* d, const unsigned* words, int line);
+    void ask(const Order& order, float* d, const unsigned* a_words, int line);
     void commit();
     void await(uint32_t groups_left, int line);
 

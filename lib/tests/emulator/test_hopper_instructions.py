@@ -210,6 +210,11 @@ def test_a_map_of_another_kind_is_refused(view, places, message):
         copy(view, X, 16, places)
 
 
+def test_a_map_of_more_than_the_array_is_refused():
+    with pytest.raises(ValueError, match="reach 2048 bytes far; the array has 1920"):
+        COPY_OF_X.of(X[:15], EMULATOR)
+
+
 # ---- barriers ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("call", ["", BOX], ids=["no copy", "half of them"])
