@@ -50,8 +50,10 @@ def cudnn_convolution(problem, x, w, channels_last):
     return run, lambda: np.ascontiguousarray(outputs[0].cpu().numpy())
 
 
-def convolution(which, problem, arrays, channels_last):
+def convolution(which, problem, arrays, channels_last, plans=10):
     """Return a pass of a convolution through cuDNN, and its last result.
+
+    cuDNN times its own kernels in the first call (``cudnn.benchmark``), and takes the fastest.
 
     Parameters
     ----------
@@ -62,6 +64,8 @@ def convolution(which, problem, arrays, channels_last):
         With x, w and dy, NHWC CuPy arrays; PyTorch works on the same memory.
     channels_last : bool
         As they lie, or as contiguous copies, NCHW.
+    plans : int
+        How many of its kernels it tries at most (``cudnn.benchmark_limit``); 0: all.
 
     Returns
     -------
@@ -77,6 +81,7 @@ def convolution(which, problem, arrays, channels_last):
 
     def run():
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = plans
         torch.backends.cudnn.allow_tf32 = problem.precision == "tf32"
         outputs[0] = _pass(which, problem, x, w, dy)
 
@@ -84,12 +89,6 @@ def convolution(which, problem, arrays, channels_last):
         return _array(outputs[0].permute(0, 2, 3, 1).float())
 
     return run, fetch
-
-
-def truth(which, problem, arrays):
-    """Return the float64 result of a pass, NHWC, where it lies; arguments as in `convolution`."""
-    x, w, dy = (_channels_first(each).double() for each in _three(arrays))
-    return _array(_pass(which, problem, x, w, dy).permute(0, 2, 3, 1))
 
 
 def _array(tensor):
@@ -146,3 +145,13 @@ def capture(calls):
         graph.replay()
 
     return replay
+
+
+def release():
+    """Give back what PyTorch keeps of a GPU's memory for later tensors, where that is much."""
+    import torch
+
+    if torch.cuda.is_available():
+        _, total = torch.cuda.mem_get_info()
+        if torch.cuda.memory_reserved() > total / 4:
+            torch.cuda.empty_cache()

@@ -71,4 +71,4 @@ class ImageOps(BlasOps):
 
 @functools.cache
 def _pool():
-    return ThreadPoolExecutor(min(_PARTS, len(os.sched_getaffinity(0))), "convstudy-images")
+    return ThreadPoolExecutor(min(_PARTS, os.cpu_count() or 1), "convstudy-images")

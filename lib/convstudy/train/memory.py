@@ -42,19 +42,26 @@ def forward_bytes(network, h, w):
 
 def free_bytes():
     """Return how much memory can still be taken here, in bytes; infinity where nothing tells."""
-    known = [math.inf]
+    return min(_of_the_machine(), _of_the_container())
+
+
+def _of_the_machine():
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known += [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line]
-    except OSError:
-        pass
-    try:  # what a container is granted
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{each}").read_text() for each in ("max", "current"))
-        known.append(max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        pass
-    return min(known)
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return math.inf
+
+
+def _of_the_container(group=Path("/sys/fs/cgroup")):
+    try:
+        limit, used = (int((group / f"memory.{each}").read_text()) for each in ("max", "current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        fields = dict(line.split() for line in lines)
+        # Files that are kept in memory count as used, and make way.
+        return max(0, limit - used + int(fields["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # the word "max" is no limit
+        return math.inf
 
 
 def check(needs, batch, free, where):

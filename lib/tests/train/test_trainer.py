@@ -216,6 +216,19 @@ def test_the_memory_predicted_is_what_is_taken():
     assert 0 < memory.free_bytes() < math.inf
 
 
+def test_what_a_container_is_granted_counts(tmp_path):
+    assert memory._of_the_container(tmp_path) == math.inf
+    for name, text in (
+        ("max", "1000\n"),
+        ("current", "900\n"),
+        ("stat", "anon 500\ninactive_file 300\n"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._of_the_container(tmp_path) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._of_the_container(tmp_path) == math.inf
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,7 @@
 """The suites, by name, in the order in which they are run."""
 
 from convstudy.measure.suites import (
+    against_pytorch,
     batch,
     chunks,
     convolutions,
@@ -14,6 +15,7 @@ from convstudy.measure.suites import (
     learning,
     networks,
     startup,
+    tuning,
 )
 
 SUITES = {
@@ -22,7 +24,9 @@ SUITES = {
         functions,
         hierarchy,
         ladder,
+        tuning,
         convolutions,
+        against_pytorch,
         launching,
         startup,
         environments,
