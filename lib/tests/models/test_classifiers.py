@@ -11,7 +11,7 @@ from originals import torch_resnet, torch_vgg16
 
 from convstudy import tolerance
 from convstudy.conv.algorithm import choose, kernels_for, plan
-from convstudy.device import EMULATOR, Device
+from convstudy.device import EMULATOR, Device, devices
 from convstudy.models.network import Network
 from convstudy.models.resnet import ResNet
 from convstudy.models.vgg import VGG16
@@ -22,6 +22,7 @@ from convstudy.nn.plain import PlainOps
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
 from convstudy.parallel.offload import DataParallelOps
+from convstudy.problem import ConvProblem
 from convstudy.train.losses import cross_entropy
 from convstudy.train.optimizers import AdamW
 
@@ -350,6 +351,20 @@ def test_convolutions_elsewhere_agree_with_float64(kind, rng):
         OffloadOps(device=EMULATOR, cpu=BlasOps(), weights="once", memory="pinned"),
         # One image: by rows, with their halo, at every stride.
         DataParallelOps([EMULATOR], 2, 3, "conv2d_fprop_3_tiled", BlasOps()),
+    ):
+        tolerance.assert_close(network.forward(x, ops), truth, *network.terms())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "h", "w"), [(1, 224, 224), (3, 97, 131)])
+def test_kernels_on_the_gpu_agree_with_float64(name, n, h, w, rng):
+    network = small(name, width=16, num_classes=10)
+    x = images(rng, n, h=h, w=w)
+    truth = network.forward(x, TWIN)
+    for ops in (
+        *(ResidentOps(rung) for rung in kernels_for(ConvProblem(1, 64, 8, 8, 64, 3, 3))),
+        OffloadOps(cpu=BlasOps(), weights="once", memory="pinned"),
+        DataParallelOps(devices(), 2, 4, cpu=BlasOps()),
     ):
         tolerance.assert_close(network.forward(x, ops), truth, *network.terms())
 

@@ -101,6 +101,8 @@ def test_what_is_not_named_has_no_share():
 
 
 def test_the_contest_is_drawn(table):
+    slow = table["execution"].str.startswith("pytorch") & (table["network"] == "resnet50")
+    table.loc[slow, "median_s"] *= 10
     drawn = figS4_networks.draw(table)
     assert len(drawn.figure.axes) == 4
     assert drawn.png().startswith(b"\x89PNG")
