@@ -150,6 +150,11 @@ class Runner:
 
         return self._in_its_way(way, step)
 
+    def gradients(self):
+        """Return the gradients of the last step, by name, as NumPy arrays."""
+        named = self.module.named_parameters()
+        return {name: each.grad.float().cpu().numpy() for name, each in named}
+
     def _in_its_way(self, way, call):
         self._set_precision()
         if way != "graph":

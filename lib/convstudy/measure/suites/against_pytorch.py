@@ -20,9 +20,6 @@ from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
 
 _WHATS = ("inference", "training")
-# How many rounded operations lie behind a gradient, for one behind a result: forward, backward to
-# the input, and to the weights.
-_PASSES = 3
 
 
 def cases(options):
@@ -94,7 +91,7 @@ class _Contest:
         ours = GpuBackend(network, images(self.n).shape, self.precision, device=device)
         ours.load(images(self.n), masks(self.n), 1e-4)
         ours.run()
-        check = self._checked_gradients(ours.gradients())
+        check = self._checked_gradients(ours.gradients(), is_ours=True)
         return self._side(ours, check)
 
     def _side(self, ours, check):
@@ -107,11 +104,19 @@ class _Contest:
                 unet(), images(self.n), masks(self.n), self.precision, layout == "NHWC"
             )
             run = getattr(runner, self.what)(way)
-            results = [run() for _ in range(4)]
-            return run, results[0]
+            first = run()
+            if self.what == "training":
+                # A graph has trained before it is captured: its gradients are of other weights.
+                first = runner.gradients() if way == "eager" else None
+            for _ in range(3):
+                run()
+            return run, first
 
-        (run, result), peak = pytorch_unet.with_peak(begin)
-        check = self._checked_scores(result) if self.what == "inference" else None
+        (run, first), peak = pytorch_unet.with_peak(begin)
+        check = None
+        if first is not None:
+            compare = self._checked_scores if self.what == "inference" else self._checked_gradients
+            check = compare(first)
         return _Side(run, peak, check)
 
     def _checked_scores(self, scores, is_ours=False):
@@ -120,14 +125,14 @@ class _Contest:
         compare = checked if is_ours else compared
         return compare(scores, expected(self.n), *unet().terms(), precision=self.precision)
 
-    def _checked_gradients(self, gradients):
+    def _checked_gradients(self, gradients, is_ours=False):
         truth = pytorch_unet.gradients(unet(), images(self.n), masks(self.n))
         error = sum(float(np.square(gradients[k] - truth[k]).sum()) for k in truth)
         size = sum(float(np.square(truth[k]).sum()) for k in truth)
-        terms = [count for count in unet().terms() for _ in range(_PASSES)]
-        limit = tolerance.tolerance("float32", *terms, precision=self.precision)
+        terms = unet().terms()
+        limit = tolerance.gradient_tolerance("float32", *terms, precision=self.precision)
         relative = (error / size) ** 0.5
-        if not relative <= limit:
+        if is_ours and not relative <= limit:
             raise RuntimeError(
                 f"the gradients are wrong: together they err by {relative:.3g} of their size, "
                 f"the tolerance is {limit:.3g}"
@@ -136,7 +141,7 @@ class _Contest:
             "reference": "float64",
             "max_relative_error": relative,
             "tolerance": limit,
-            "passed": True,
+            "passed": relative <= limit,
         }
 
     def _row(self, name, side, samples, device):
