@@ -180,7 +180,7 @@ class Recipe:
             )
         return network
 
-    def trainer(self, folder=None, progress=None):
+    def trainer(self, folder=None, progress=None, pairs=None):
         """Return what trains by this recipe, as far as the folder's checkpoints have come.
 
         Parameters
@@ -189,8 +189,10 @@ class Recipe:
             Where checkpoints are kept; without it there are none.
         progress : bool, optional
             As in `Trainer`.
+        pairs : optional
+            What `pairs` gives, if that was asked before.
         """
-        train, held_out, classes = self.pairs()
+        train, held_out, classes = pairs or self.pairs()
         options = dataclasses.asdict(self)
         for name in _ASIDE:
             del options[name]
