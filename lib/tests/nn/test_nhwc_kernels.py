@@ -28,6 +28,7 @@ KERNELS = [kernel for module in MODULES for kernel in module.KERNELS]
 
 # Of U-Net's widest layer, and its batch of 16; those that need most registers, of each kernel.
 LARGE, PIXELS = (16, 128, 191, 64), 16 * 128 * 191
+SMALL = (1, 32, 47, 256)
 RESNET = (3, 3), (2, 2), (1, 1)
 LAUNCHES = [
     norm_nhwc.launch_statistics_parts(LARGE, "bfloat16", 768),
@@ -40,6 +41,9 @@ LAUNCHES = [
     norm_nhwc.launch_norm_dgrad_sums(PIXELS, 64, 512),
     norm_nhwc.launch_norm_dgrad(LARGE, "bfloat16"),
     norm_nhwc.launch_norm_dgrad(LARGE, "bfloat16", pool=True),
+    norm_nhwc.launch_norm_whole(SMALL, "bfloat16", pool=True),
+    norm_nhwc.launch_norm_dgrad_whole(SMALL, "bfloat16"),
+    norm_nhwc.launch_norm_dgrad_whole(SMALL, "bfloat16", pool=True),
     pool_nhwc.launch_max_pool(LARGE, "bfloat16", *RESNET),
     pool_nhwc.launch_max_pool_dgrad(LARGE, "bfloat16", *RESNET),
     pool_nhwc.launch_average_pool(LARGE, "bfloat16"),
