@@ -34,7 +34,7 @@ GIVEN    = $(foreach name,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(call one,
 SELECTED = $(if $(NOTEBOOK),--notebook $(call quote,$(NOTEBOOK)))
 FROM     = $(if $(MACHINE),--machine $(call quote,$(MACHINE)))
 
-.PHONY: help setup figures test test-gpu lab measure doctor data-check notebooks readme lock lint \
+.PHONY: help setup figures test test-gpu lab train measure doctor data-check notebooks readme lock lint \
 	format clean
 
 help:  ## list what there is to do
@@ -43,6 +43,7 @@ help:  ## list what there is to do
 	@echo "For example:"
 	@echo "  make figures NOTEBOOK=04 MACHINE=local chunks=8   one notebook, this machine, a parameter"
 	@echo "  make measure SUITE=functions,memory               two suites only"
+	@echo "  make train steps=500 width=8                      a narrower network, fewer steps"
 	@echo "  make setup PYTHON=python3.12 EXTRAS=torch         another Python; PyTorch to compare with"
 
 setup: $(READY)  ## make the environment (.venv) from requirements.lock; EXTRAS=torch adds PyTorch
@@ -62,6 +63,9 @@ test-gpu: $(READY)  ## the tests that need a GPU, on a machine that has one
 
 lab: $(READY)  ## open the study in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00-*.ipynb
+
+train: $(READY)  ## train a U-Net on composites of photographs, or go on where that was stopped
+	@$(STUDY) train $(GIVEN)
 
 measure: $(READY)  ## add a record of this machine; SUITE= names some, MACHINE= a folder to keep them in
 	@$(STUDY) measure $(FROM) $(if $(SUITE),$(call quote,$(SUITE))) $(GIVEN)

@@ -12,7 +12,7 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
         if arguments.traceback:
             raise
         print(f"convstudy: {error}", file=sys.stderr)
@@ -61,6 +61,24 @@ def _parser():
     notebooks = command("notebooks", _notebooks, "execute the committed notebooks, in place")
     _select(notebooks)
     command("readme", _readme, "write the generated parts of README.md")
+
+    train = command("train", _train, "train a U-Net, or go on where that was stopped")
+    train.add_argument(
+        "given",
+        nargs="*",
+        metavar="name=value",
+        help="an option; folder=, of checkpoints and weights; anew=yes, whatever is in there",
+    )
+    train.add_argument("--list", action="store_true", help="list the options and their defaults")
+    predict = command("predict", _predict, "find the objects of a picture, and draw them over it")
+    predict.add_argument("weights", help="a .safetensors, .npz or .pth file")
+    predict.add_argument("picture", help="of any size and format")
+    predict.add_argument("-o", "--output", required=True, help="the picture with the mask over it")
+    predict.add_argument("--mask", default="", help="where to write the bare mask, too")
+    predict.add_argument("--scale", type=float, help="of the picture for the network")
+    convert = command("convert", _convert, "write weights in another format")
+    convert.add_argument("weights", help="a .safetensors, .npz or .pth file")
+    convert.add_argument("output", help="another, named by its ending")
     return parser
 
 
@@ -188,3 +206,43 @@ def _readme(_):
     from convstudy.study import readme
 
     readme.README.write_text(readme.rewrite(readme.README.read_text()))
+
+
+def _train(arguments):
+    from pathlib import Path
+
+    from convstudy.train import recipe
+    from convstudy.train.checkpoints import Checkpoints
+
+    given = _pairs(arguments.given)
+    folder = Path(given.pop("folder", recipe.FOLDER))
+    begins_anew = recipe.value("anew", given.pop("anew", "no"), bool)
+    chosen = recipe.Recipe.of(given)
+    if arguments.list:
+        print(recipe.described(chosen))
+        return
+    if begins_anew:
+        Checkpoints(folder).clear()
+    network, history = recipe.train(chosen, folder)
+    print(
+        f"{network} after {len(history.loss)} steps in {history.seconds:.0f} s: "
+        f"held-out Dice {history.scores[-1][1]:.3f}\n"
+        f"{folder / recipe.WEIGHTS} and {folder / recipe.HISTORY} are written"
+    )
+
+
+def _predict(arguments):
+    from convstudy.train import predict
+
+    found = predict.draw(
+        arguments.weights, arguments.picture, arguments.output, arguments.mask, arguments.scale
+    )
+    print(f"{arguments.output} is drawn: {found}")
+
+
+def _convert(arguments):
+    from convstudy.train import weights
+
+    network, metadata = weights.load_weights(arguments.weights)
+    weights.save_weights(arguments.output, network, metadata)
+    print(f"{arguments.output} holds {network}")

@@ -149,6 +149,27 @@ def test_an_unknown_suite_or_option_is_an_error(words, message, suites, capsys):
     assert suites == []
 
 
+def test_a_training_and_its_weights_in_another_format(tmp_path, capsys):
+    options = ["execution=cpu", "size=16x16", "width=2", "composites=8", "held_out=2", "steps=4"]
+    assert cli.main(["train", *options, f"folder={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert "UNet(3, 2, bilinear=False, width=2) after 4 steps" in said.out
+    assert said.err == ""
+    weights = tmp_path / "weights.safetensors"
+    assert cli.main(["convert", str(weights), str(tmp_path / "w.npz")]) == 0
+    assert (tmp_path / "w.npz").is_file()
+    assert cli.main(["train", *options, "seed=1", f"folder={tmp_path}"]) == 2
+    assert "holds a training of other options: seed=0 (now 1)" in capsys.readouterr().err
+    assert cli.main(["train", *options, "seed=1", f"folder={tmp_path}", "anew=yes"]) == 0
+
+
+def test_the_options_of_a_training_are_listed(capsys):
+    assert cli.main(["train", "--list", "execution=cpu", "steps=7"]) == 0
+    said = capsys.readouterr().out
+    assert "steps=7\n" in said
+    assert "schedule=cosine\n" in said
+
+
 def test_only_what_is_missing_is_measured(suites, monkeypatch):
     monkeypatch.setattr(runner, "missing", lambda those, machine="local": those[1:2])
     assert cli.main(["measure", "--missing"]) == 0

@@ -19,7 +19,7 @@ class Pairs(ABC):
         """Return (image, mask) of an index from 0 on, as `__getitem__` returns them."""
 
     def __getitem__(self, index):
-        """Return (image, mask): (3, H, W) float32 in [0, 1], and (H, W) uint8 of 0 and 1."""
+        """Return (image, mask): (3, H, W) float32 in [0, 1], and (H, W) uint8 of classes."""
         index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(
@@ -37,7 +37,8 @@ class Pairs(ABC):
         Returns
         -------
         images : array, (N, 3, H, W) float32 in [0, 1], C-contiguous
-        masks : array, (N, H, W) uint8 of 0 and 1, C-contiguous
+        masks : array, (N, H, W) uint8, C-contiguous
+            The class of each pixel: 0 or 1, unless a set says that it has more.
 
         Raises
         ------

@@ -134,6 +134,28 @@ class UNet:
         network._replace(state)
         return network
 
+    @classmethod
+    def from_state_dict(cls, state):
+        """Return the network that a mapping of names to arrays is the state of.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where it is not the state of any: as `load_state_dict`.
+        """
+        first, last = (
+            np.shape(state.get(name, ()))
+            for name in ("inc.double_conv.0.weight", "outc.conv.weight")
+        )
+        if len(first) != 4 or len(last) != 4 or min(*first, *last) < 1:
+            raise ValueError(
+                "UNet.from_state_dict: it is not the state of a U-Net: it has no weights of the "
+                "names inc.double_conv.0.weight and outc.conv.weight and of rank 4"
+            )
+        network = cls(first[1], last[0], "up1.up.weight" not in state, first[0])
+        network.load_state_dict(state)
+        return network
+
     def randomise_statistics(self, seed):
         """Give every norm the weights, biases and statistics that training might leave.
 

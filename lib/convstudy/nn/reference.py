@@ -27,6 +27,14 @@ class ReferenceOps(Ops):
     def conv2d(self, x, w, padding):
         return reference.conv2d(x, w, padding=padding)
 
+    def conv2d_dgrad(self, dy, w, size, padding):
+        """Return the gradient of a convolution's input, of height and width `size`."""
+        return reference.conv2d_dgrad(dy, w, size, padding=padding)
+
+    def conv2d_wgrad(self, x, dy, size, padding):
+        """Return the gradient of a convolution's filters, of height and width `size`."""
+        return reference.conv2d_wgrad(x, dy, size, padding=padding)
+
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         mean, deviation, weight, bias = (
             values[:, None, None] for values in (mean, np.sqrt(var + eps), weight, bias)

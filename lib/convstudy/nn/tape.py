@@ -3,11 +3,9 @@
 
 import numpy as np
 
-from convstudy.conv import cpu, reference
 from convstudy.nn import gradients
-from convstudy.nn.blas import BlasOps
+from convstudy.nn.images import ImageOps
 from convstudy.nn.ops import Ops
-from convstudy.problem import ConvProblem
 
 
 class TapeOps(Ops):
@@ -19,7 +17,7 @@ class TapeOps(Ops):
     Parameters
     ----------
     ops : Ops, optional
-        What computes, on NumPy arrays: `BlasOps()` if not given, or `ReferenceOps()` in float64.
+        What computes: `ImageOps()` if not given, or `ReferenceOps()` in float64.
     training : bool
         Batch norm takes the statistics of its input, and its running statistics follow; else it
         takes the running statistics, which stay. It may be changed between passes.
@@ -28,6 +26,8 @@ class TapeOps(Ops):
 
     Attributes
     ----------
+    recording : bool
+        Whether calls are written down; it may be changed between passes, too.
     parameters : dict of str to array
         By name, as the network brought them; its running statistics too.
 
@@ -40,8 +40,9 @@ class TapeOps(Ops):
     name = "tape"
 
     def __init__(self, ops=None, training=True, momentum=0.1):
-        self._ops = ops or BlasOps()
+        self._ops = ops or ImageOps()
         self.training, self.momentum = training, momentum
+        self.recording = True
         self.parameters = {}
         # An array is known by its `id`. None is reused: the tape holds every one that it knows.
         self._names = {}
@@ -93,8 +94,9 @@ class TapeOps(Ops):
 
     def _record(self, output, back):
         """Write a call down: ``back(dy)`` yields each of its inputs with the input's gradient."""
-        self._tape.append((output, back))
-        self._made.add(id(output))
+        if self.recording:
+            self._tape.append((output, back))
+            self._made.add(id(output))
         return output
 
     def conv2d(self, x, w, padding):
@@ -102,9 +104,9 @@ class TapeOps(Ops):
         inner = id(x) in self._made
 
         def back(dy):
-            yield w, _wgrad(x, dy, w, padding)
+            yield w, self._ops.conv2d_wgrad(x, dy, w.shape[2:], padding)
             if inner:
-                yield x, _dgrad(dy, w, x, padding)
+                yield x, self._ops.conv2d_dgrad(dy, w, x.shape[2:], padding)
 
         return self._record(self._ops.conv2d(x, w, padding), back)
 
@@ -114,10 +116,8 @@ class TapeOps(Ops):
             y, *statistics = gradients.batch_norm_train(x, weight, bias, eps)
             self._follow(mean, var, *statistics, x.size // x.shape[1])
         else:
-            y, statistics = (
-                self._ops.batch_norm(x.copy(), weight, bias, mean, var, eps),
-                (mean, var),
-            )
+            statistics = mean, var
+            y = self._ops.batch_norm(np.array(x), weight, bias, *statistics, eps)
 
         def back(dy):
             return zip(
@@ -171,19 +171,3 @@ class TapeOps(Ops):
             return (w, dw), (bias, dbias), (x, gradients.head_dgrad(dy, w))
 
         return self._record(self._ops.head(x, w, bias), back)
-
-
-def _dgrad(dy, w, x, padding):
-    if x.dtype != np.float32:
-        return reference.conv2d_dgrad(dy, w, x.shape[2:], padding=padding)
-    dx = np.empty_like(x)
-    cpu.dgrad(ConvProblem.of(x, w, padding=padding), np.ascontiguousarray(dy), w, dx)
-    return dx
-
-
-def _wgrad(x, dy, w, padding):
-    if x.dtype != np.float32:
-        return reference.conv2d_wgrad(x, dy, w.shape[2:], padding=padding)
-    dw = np.empty_like(w)
-    cpu.wgrad(ConvProblem.of(x, w, padding=padding), x, dy, dw)
-    return dw

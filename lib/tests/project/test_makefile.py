@@ -30,7 +30,17 @@ def given(*arguments):
 
 def test_make_alone_is_help():
     assert make() == make("help")
-    for name in ("setup", "figures", "test", "test-gpu", "lab", "measure", "doctor", "clean"):
+    for name in (
+        "setup",
+        "figures",
+        "test",
+        "test-gpu",
+        "lab",
+        "train",
+        "measure",
+        "doctor",
+        "clean",
+    ):
         assert f"  {name} " in make()
 
 
@@ -44,6 +54,10 @@ def test_any_value_arrives_as_it_was_typed(value):
     assert given("figures", f"title={value}") == f"<figures><title={value}>"
 
 
+def test_options_reach_train():
+    assert given("train", "steps=9", "folder=a b") == "<train><folder=a b><steps=9>"
+
+
 def test_suites_and_options_reach_measure():
     words = given("measure", "SUITE=functions,memory", "repeats=5")
     assert words == "<measure><functions,memory><repeats=5>"
@@ -51,6 +65,6 @@ def test_suites_and_options_reach_measure():
 
 def test_a_dry_run_writes_nothing():
     before = sorted(path.name for path in paths.ROOT.iterdir())
-    for target in ("setup", "figures", "test", "measure", "notebooks", "clean"):
+    for target in ("setup", "figures", "test", "train", "measure", "notebooks", "clean"):
         assert make("-n", target)
     assert sorted(path.name for path in paths.ROOT.iterdir()) == before

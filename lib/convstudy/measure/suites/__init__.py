@@ -11,6 +11,7 @@ from convstudy.measure.suites import (
     hierarchy,
     ladder,
     launching,
+    learning,
     startup,
 )
 
@@ -27,6 +28,7 @@ SUITES = {
         chunks,
         batch,
         emulated,
+        learning,
     )
 }
 

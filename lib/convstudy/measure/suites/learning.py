@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""Whole trainings: how the loss falls, what Dice is reached, and what is found in the end."""
+
+import numpy as np
+
+from convstudy.measure.suite import Case, Suite, result
+from convstudy.train.dice import decide, dice
+from convstudy.train.recipe import Recipe
+
+# Held-out images of which the masks are kept.
+PICTURES = 6
+
+
+def cases(options):
+    """Yield a training for each seed, by one recipe."""
+    given = dict(word.split("=", 1) for word in options["recipe"].split())
+    for seed in options["seeds"].split(","):
+        recipe = Recipe.of(given | {"seed": seed})
+        labels = {
+            "execution": recipe.execution,
+            "width": recipe.width,
+            "size": "x".join(map(str, recipe.size)),
+            "data": recipe.data,
+            "batch": recipe.batch,
+            "seed": recipe.seed,
+        }
+        yield Case(f"{recipe.execution}/seed{seed}", _Training(recipe, labels), labels)
+
+
+class _Training:
+    """Trains by a recipe, and returns how that went as the one result of a case."""
+
+    def __init__(self, recipe, labels):
+        self._recipe, self._labels = recipe, labels
+
+    def __call__(self):
+        trainer = self._recipe.trainer()
+        history = trainer.run(self._recipe.steps)
+        count = min(PICTURES, len(trainer.held_out))
+        images, masks = trainer.held_out.batch(range(count))
+        found = decide(trainer.backend.predict(images))
+        values = {
+            "steps": trainer.step,
+            "parameters": trainer.backend.network.parameter_count,
+            "loss": [float(f"{loss:.6g}") for loss in history.loss],
+            "score_steps": [step for step, _ in history.scores],
+            "scores": [score for _, score in history.scores],
+            "held_out": len(trainer.held_out),
+            "found": [np.packbits(mask > 0).tobytes().hex() for mask in found],
+            "found_dice": dice(found, masks, trainer.backend.network.n_classes).tolist(),
+        }
+        name = f"{self._recipe.execution}/seed{self._recipe.seed}"
+        return [result(name, self._labels, [history.seconds], clock="synchronised", values=values)]
+
+
+SUITE = Suite(
+    "learning",
+    "Trainings from the first step to the last: loss, held-out Dice, masks",
+    cases,
+    options={"recipe": "", "seeds": "0"},
+    quick={"recipe": "steps=300 width=8", "seeds": "0"},
+)

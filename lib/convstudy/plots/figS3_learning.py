@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Learning curves: the loss of what is trained on, and the Dice of what never is."""
+
+import numpy as np
+import pandas as pd
+
+from convstudy.plots import labels
+from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from convstudy.plots.save import Drawn, footer
+from convstudy.plots.style import figure, style
+
+NAME = "figS3_learning"
+COLUMNS = (
+    *("machine", "case", "execution", "width", "size", "batch", "seed", "step", "loss", "dice"),
+    *("seconds", "images_per_s", "stale"),
+)
+_COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
+_DASHES = ("-", "--", ":", "-.")
+
+
+def curves(table):
+    """Return one row for each time that the Dice was taken.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "learning", from `records.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS`. `loss`: the mean over the steps since the row before; `seconds`: of the
+        whole training.
+    """
+    done, rows = labels.finished(table), []
+    for run in done.to_dict("records"):
+        since = 0
+        steps, scores = run["value_score_steps"], run["value_scores"]
+        for step, score in zip(steps, scores, strict=True):
+            loss = float(np.mean(run["value_loss"][since:step]))
+            seconds = run["median_s"]
+            speed = run["value_steps"] * run["batch"] / seconds
+            own = {"step": step, "loss": loss, "dice": score}
+            own |= {"seconds": seconds, "images_per_s": speed}
+            rows.append([(run | own)[name] for name in COLUMNS])
+            since = step
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def display(plotted):
+    """Return each training and what it reached, as people read it."""
+    last = plotted.groupby(["machine", "case"], sort=False).tail(1)
+    return labels.shown(
+        {
+            "machine": labels.marked(row["machine"], row["stale"]),
+            "run on": row["execution"],
+            "width": row["width"],
+            "images": row["size"],
+            "seed": row["seed"],
+            "steps": row["step"],
+            "images a second": labels.significant(row["images_per_s"], 3),
+            "time": f"{row['seconds'] / 60:.1f} min",
+            "last loss": f"{row['loss']:.3f}",
+            "held-out Dice": f"{row['dice']:.3f}",
+        }
+        for row in last.to_dict("records")
+    )
+
+
+@style()
+def draw(table):
+    """Draw loss and held-out Dice against images seen, a line for each training.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "learning", from `records.table`.
+
+    Returns
+    -------
+    Drawn
+        Without a figure where nothing was measured.
+    """
+    plotted = curves(table)
+    if plotted.empty:
+        return Drawn(NAME, plotted)
+    drawing, (left, right) = figure(1, 2, height=2.6)
+    kinds = plotted[["machine", "execution"]].drop_duplicates().apply(tuple, axis=1).tolist()
+    for (machine, execution, _), run in plotted.groupby(
+        ["machine", "execution", "case"], sort=False
+    ):
+        kind = kinds.index((machine, execution))
+        among = sorted(plotted[plotted["machine"] == machine]["seed"].unique())
+        seed = run["seed"].iloc[0]
+        look = {"color": _COLORS[kind % len(_COLORS)], "ls": _DASHES[among.index(seed) % 4]}
+        seen = run["step"] * run["batch"]
+        name = labels.marked(machine, run["stale"].any())
+        label = f"{name}, width {run['width'].iloc[0]}, seed {seed}"
+        left.plot(seen, run["loss"], marker=".", label=label, **look)
+        right.plot(seen, run["dice"], marker=".", label=label, **look)
+    left.set(xlabel="images seen", ylabel="loss: cross-entropy + 1 - Dice", ylim=(0, None))
+    right.set(xlabel="images seen", ylabel="Dice of held-out images", ylim=(0, 1))
+    right.legend(loc="lower right")
+    footer(drawing, labels.sources(labels.finished(table)))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints: all that a training needs to go on as if it had never stopped.
+
+A folder holds the last two. A kill at any moment leaves at least one of them whole.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from convstudy.train import tensors
+
+KEPT = 2
+_NAME = "step-{:08d}.safetensors"
+_PATTERN = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Parameters
+    ----------
+    folder : path-like
+        Is made when the first is saved.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def steps(self):
+        """Return the steps after which there is a checkpoint, in order."""
+        names = (path.name for path in self.folder.glob("step-*.safetensors"))
+        return sorted(int(match[1]) for name in names if (match := _PATTERN.fullmatch(name)))
+
+    def path(self, step):
+        """Return the file of the checkpoint after `step` steps."""
+        return self.folder / _NAME.format(step)
+
+    def save(self, step, arrays, metadata):
+        """Write a checkpoint; only then remove those before the last two."""
+        tensors.write(self.path(step), arrays, metadata)
+        for old in self.steps()[:-KEPT]:
+            self.path(old).unlink(missing_ok=True)
+        for left in self.folder.glob(".step-*.part"):  # by a kill
+            left.unlink(missing_ok=True)
+
+    def load(self):
+        """Return (step, arrays, metadata) of the newest that is whole, or None without any.
+
+        A damaged one is said on standard error, and passed over.
+
+        Raises
+        ------
+        DamagedError
+            If there are checkpoints, and none is whole.
+        """
+        faults = []
+        for step in reversed(self.steps()):
+            try:
+                found = (step, *tensors.read(self.path(step)))
+            except tensors.DamagedError as error:
+                faults.append(str(error))
+            else:
+                for fault in faults:
+                    print(f"{fault}; going on from step {step} instead", file=sys.stderr)
+                return found
+        if faults:
+            raise tensors.DamagedError(
+                f"{'; '.join(faults)}; remove {self.folder}, or train in another folder"
+            )
+        return None
+
+    def clear(self):
+        """Remove every checkpoint."""
+        for step in self.steps():
+            self.path(step).unlink(missing_ok=True)

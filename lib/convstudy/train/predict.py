@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""A trained network on a picture of any size."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from convstudy.device import devices
+from convstudy.images import load_image, overlay
+from convstudy.models.unet import LEAST_SIZE
+from convstudy.nn.blas import BlasOps
+from convstudy.nn.cuda import ResidentOps
+from convstudy.train.dice import decide
+from convstudy.train.memory import forward_bytes, free_bytes
+from convstudy.train.weights import load_weights
+
+
+def segment(network, image, ops=None, scale=None, trained_on=None):
+    """Return the class of each pixel of a picture.
+
+    Parameters
+    ----------
+    network : UNet
+    image : (3, H, W) float32 array in [0, 1]
+        Of any size, as `load_image` gives it.
+    ops : Ops, optional
+        What executes the network; `BlasOps()` if not given.
+    scale : float, optional
+        By which the picture is resized for the network, whose result is resized back. If not
+        given, a picture is made as large as those trained on, where that is known, and else left as
+        it is: a network finds objects of the size that it has seen.
+    trained_on : (int, int), optional
+        Height and width of those.
+
+    Returns
+    -------
+    (H, W) uint8 array
+
+    Raises
+    ------
+    ValueError
+        If the scale is not above 0, or the picture has not the network's channels.
+    MemoryError
+        If the network's layers need more memory than there is; it says which scale fits.
+    """
+    channels, height, width = image.shape
+    if channels != network.n_channels:
+        raise ValueError(
+            f"segment: the picture has {channels} channels and the network takes "
+            f"{network.n_channels}"
+        )
+    if scale is None:
+        area = math.prod(trained_on) if trained_on else height * width
+        scale = math.sqrt(area / (height * width))
+    elif not 0 < scale < math.inf:
+        raise ValueError(f"segment: scale must be a number above 0, got {scale}")
+    size = tuple(max(LEAST_SIZE, round(scale * length)) for length in (height, width))
+    ops = ops or BlasOps()
+    if ops.name.startswith("cpu"):
+        _check_memory(network, size, scale)
+    logits = network.forward(_resized(image, size)[None], ops)[0]
+    return decide(_resized(logits, (height, width))[None])[0]
+
+
+def draw(weights, picture, output, mask="", scale=None):
+    """Draw what a trained network finds in a picture over it, into a file.
+
+    Parameters
+    ----------
+    weights, picture, output : path-like
+    mask : path-like, optional
+        Where the bare mask goes: grey levels, one a class, up to white.
+    scale : float, optional
+        As in `segment`.
+
+    Returns
+    -------
+    str
+        What was found, in a few words.
+    """
+    for path in filter(None, (output, mask)):
+        _check_output(path)
+    image = load_image(picture)
+    network, metadata = load_weights(weights)
+    size = metadata.get("size", "")
+    trained_on = tuple(map(int, size.split("x"))) if size else None
+    ops = ResidentOps() if devices() else BlasOps()
+    classes = segment(network, image, ops, scale, trained_on)
+    Image.fromarray(overlay(image, classes)).save(output)
+    if mask:
+        step = 255 // max(1, network.n_classes - 1)
+        Image.fromarray(classes * np.uint8(step)).save(mask)
+    height, width = classes.shape
+    return f"{width} x {height} pixels, {(classes > 0).mean():.1%} of them in the mask"
+
+
+def _check_output(path):
+    """Raise ValueError unless a picture can be written there."""
+    path = Path(path)
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise ValueError(f"{path}: the name has to end as a picture's, such as .png")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
+
+
+def _resized(planes, size):
+    """Return planes of float32, resized with all that falls into a pixel taken into account."""
+    if planes.shape[1:] == size:
+        return planes
+    height, width = size
+    resized = [
+        np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+        for plane in planes
+    ]
+    return np.ascontiguousarray(np.stack(resized))
+
+
+def _check_memory(network, size, scale):
+    needed, free = forward_bytes(network, *size), free_bytes()
+    if needed > free:
+        # Memory goes with the area; a tenth is left for what the estimate does not see.
+        fits = 0.9 * scale * math.sqrt(free / needed)
+        raise MemoryError(
+            f"segment: at {size[0]} x {size[1]} the network takes {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free; scale={fits:.2g} fits"
+        )
