@@ -83,7 +83,8 @@ struct Forward {
 #pragma unroll
             for (int t = 0; t < TAPS; ++t) {
                 in[i][t] = load(x + offset(cell.pixel[t], pitch_x, c));
-                if (RESIDUAL) added[i][t] = load(residual + offset(cell.pixel[t], pitch_residual, c));
+                if (RESIDUAL)
+                    added[i][t] = load(residual + offset(cell.pixel[t], pitch_residual, c));
             }
         }
 #pragma unroll

@@ -393,6 +393,30 @@ def test_every_run_gives_the_same_bits_at_the_sizes_of_unet(dtype, rng):
             np.testing.assert_array_equal(other, others[0])
 
 
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits_on_the_gpu():
+    """5 x 2^30 numbers of bf16: an offset of 32 bits wraps round; zeros but at the very end."""
+    from convstudy.device import array_module, get_device
+
+    where = get_device()
+    if where.memory_bytes < 40 * 2**30:
+        pytest.skip("needs 40 GiB of device memory")
+    xp, shape = array_module(where), (5, 1024, 1024, 1024)
+    bits = xp.zeros(shape, xp.uint16)
+    bits[-1, -1, -1, -8:] = 0x4040  # 3
+    half = xp.zeros((5, 512, 512, 1024), xp.uint16)
+    factors = xp.ones((2, 1024), xp.float32)
+    launch = norm_nhwc.launch_norm(shape, "bfloat16", pool=True)
+    launch.run(where, (bits, factors, None, bits, half))
+    for found in (bits, half):
+        assert found[-1, -1, -1, -9:].tolist() == [0x3F80] + 8 * [0x4080]  # 1 and 4
+    launch = norm_nhwc.launch_norm_dgrad(shape, "bfloat16", pool=True)
+    launch.run(where, (bits, half, bits, factors, xp.zeros((2, 1024), xp.float32), bits))
+    # 4 and the pooled 4; of pixels that are all alike, the first of a window has the pooled one's.
+    assert bits[-1, -1, -1, -9:].tolist() == [0x3F80] + 8 * [0x4100]
+    assert bits[-1, -2, -2, :2].tolist() == [0x4000] * 2
+
+
 FAULTS = {
     "batchnorm_statistics_1_parts": ("all.values[1] += number(x[offset(begin, pitch, c)])", ""),
     "batchnorm_statistics_2_combine": ("float(pixels - 1)", "float(pixels)"),
