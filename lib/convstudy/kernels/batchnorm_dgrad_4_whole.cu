@@ -4,7 +4,7 @@
 // Idea      As forward: one block finds the sums of its channels, and then the gradient of x, for
 //           which it reads once more what the caches still hold. dx may be dz or x.
 // Adds      To rungs 1 to 3: two launches less.
-// Threads   Block (chunk), as pixels.cuh says, LANES being few; it merges its rows in a fixed order.
+// Threads   Block (chunk), as pixels.cuh says, LANES being few; rows are merged in a fixed order.
 // Shared    8 CHUNK bytes a warp and 8 CHUNK, static: 2,304 with the defaults.
 // Moves     Reads x and dz (and dpooled) twice, the second time from L1 or L2, writes dx.
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, section 3.

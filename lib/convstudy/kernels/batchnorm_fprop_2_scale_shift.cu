@@ -28,7 +28,7 @@ batchnorm_fprop_2_scale_shift(const Element* x, const float* __restrict__ factor
     float a[VECTOR], b[VECTOR];
     read(a, factors + place.c);
     read(b, factors + C + place.c);
-    const Forward forward = {x, residual, y,       pooled,         H,
-                             W, pitch_x,  pitch_residual, pitch_y, pitch_pooled};
+    const Forward forward = {x, residual, y, pooled, H, W,
+                             pitch_x, pitch_residual, pitch_y, pitch_pooled};
     forward.run(first, end, place.c, a, b);
 }

@@ -6,7 +6,7 @@
 //           second reading finds them in the caches. What would be three launches takes longer to
 //           begin than to do.
 // Adds      To rung 2: no launch for the statistics.
-// Threads   Block (chunk), as pixels.cuh says, LANES being few; it merges its rows in a fixed order.
+// Threads   Block (chunk), as pixels.cuh says, LANES being few; rows are merged in a fixed order.
 // Shared    12 CHUNK bytes a warp and 8 CHUNK, static: 6,400 with the defaults.
 // Moves     Reads x twice, the second time from L1 or L2 (and the residual), writes y (and pooled).
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, algorithm 1.
@@ -44,8 +44,8 @@ batchnorm_fprop_3_whole(const Element* x, const float* weight, const float* bias
     float a[VECTOR], b[VECTOR];
     read(a, own[0] + place.c - place.chunk);
     read(b, own[1] + place.c - place.chunk);
-    const Forward forward = {x, residual, y,       pooled,         H,
-                             W, pitch_x,  pitch_residual, pitch_y, pitch_pooled};
+    const Forward forward = {x, residual, y, pooled, H, W,
+                             pitch_x, pitch_residual, pitch_y, pitch_pooled};
     const int end = cells_in(N, H, W);
     for (int first = place.row; first < end; first += ROWS * EACH)
         forward.run(first, end, place.c, a, b);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What the gradients of the head and of what is before it agree on: CLASSES numbers a pixel are all
-// that comes from above, and the gradient of the head's input is made of them wherever it is needed.
+// that comes from above, and the gradient of the head's input is made of them where it is needed.
 #ifndef CLASSES
 #define CLASSES 2
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Images of planes (NCHW, fp32) as a network of NHWC arrays takes them, fp32 or bf16.
 //
-// Idea      Images have few channels: a thread gathers one pixel's, a warp reads whole lines of each
-//           plane, and what it writes lies side by side.
+// Idea      Images have few channels: a thread gathers one pixel's, a warp reads whole lines of
+//           each plane, and what it writes lies side by side.
 // Threads   Thread t of block b does pixel b THREADS + t, counted through all images.
 // Shared    None.
 // Moves     Reads the images, writes y.

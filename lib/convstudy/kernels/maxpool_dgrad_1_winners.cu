@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Max pooling's gradient: each pixel gathers from the windows that it won.
 //
-// Idea      A pixel lies in few windows, and of each a byte says which of its pixels won: nothing is
-//           scattered, so nothing is added in an order that could change.
+// Idea      A pixel lies in few windows, and of each a byte says which of its pixels won: nothing
+//           is scattered, so nothing is added in an order that could change.
 // Threads   Block (part, chunk), as pixels.cuh says; a thread makes one vector of dx.
 // Shared    None.
 // Moves     Reads dy and the winners, writes dx.

@@ -7,7 +7,7 @@
 //           with the parameter.
 // Threads   Thread t of block b does vector b THREADS + t.
 // Shared    None.
-// Moves     Reads parameters, gradients, squares and momenta, writes all but gradients (and copies).
+// Moves     Reads parameters, gradients, squares and momenta, writes the others (and copies).
 // Source    PyTorch's documentation of RMSprop.
 #include "ptx.cuh"
 #include "vectors.cuh"

@@ -9,8 +9,9 @@ did besides: nothing that it wrote is read, but x and the statistics. Where imag
 launch does all of forward (`launch_norm_whole`), and one all of backward
 (`launch_norm_dgrad_whole`).
 
-Of arrays that launches pass to each other, all float32: ``parts`` (parts, 2, C), ``statistics``
-(2, C) the mean and 1 / sqrt(var + eps), ``factors`` (2, C) the a and the b.
+Of arrays that launches pass to each other, all float32: ``parts`` (parts, 2, C), forward the mean
+of each part and the sum of squared distances from it, backward two sums; ``statistics`` (2, C), the
+mean and 1 / sqrt(var + eps); ``factors`` (2, C), the a and the b. All start on 16 bytes.
 """
 
 import functools
