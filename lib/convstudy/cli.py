@@ -56,6 +56,13 @@ def _parser():
     measure.add_argument("--quick", action="store_true", help="fewer repetitions")
     measure.add_argument("--list", action="store_true", help="list the suites and their options")
 
+    sanitize = command("sanitize", _sanitize, "run every kernel under compute-sanitizer")
+    sanitize.add_argument(
+        "tools", nargs="?", default="", help="memcheck, racecheck, initcheck, synccheck (all)"
+    )
+    sanitize.add_argument(
+        "--bare", action="store_true", help="without any tool: what the tools are given to run"
+    )
     command("doctor", _doctor, "say what this machine has, and how to get the rest")
     command("data-check", _data_check, "check the image sets, and say what is missing")
     notebooks = command("notebooks", _notebooks, "execute the committed notebooks, in place")
@@ -175,6 +182,15 @@ def _run(suites, machine, given, quick):
     return status
 
 
+def _sanitize(arguments):
+    from convstudy import sanitize
+
+    if arguments.bare:
+        return sanitize.run_bare()
+    named = [tool.strip() for tool in arguments.tools.split(",")] if arguments.tools else ()
+    return sanitize.check(named or sanitize.TOOLS)
+
+
 def _doctor(_):
     from convstudy import doctor
 
@@ -211,7 +227,7 @@ def _readme(_):
 def _train(arguments):
     from pathlib import Path
 
-    from convstudy.train import recipe
+    from convstudy import recipe
     from convstudy.train.checkpoints import Checkpoints
 
     given = _pairs(arguments.given)

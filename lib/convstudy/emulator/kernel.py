@@ -107,9 +107,12 @@ _FAULTS = (
     errors.DivergentBarrier,
     errors.DivergentBarrier,
     errors.Deadlock,
+    errors.Deadlock,
+    errors.EmulatorFault,
 )
-_INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER = 2, 8
-_VERBS = ("reads", "writes", "updates", "waits")
+_INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER, _ENDLESS_PHASE, _MISUSE = 2, 8, 10, 11
+_VERBS = ("reads", "writes", "updates", "waits", "fills")
+_COPY = 4
 
 
 @dataclass(frozen=True)
@@ -381,6 +384,10 @@ class EmulatedKernel:
                 f"{self._where(here)}: {self.entry}: {_who(here)} uses index {fault.index} "
                 f"of an array of type {fault.type.decode()}"
             )
+        if fault.kind == _MISUSE:
+            return f"{self._where(here)}: {self.entry}: {_who(here)} {fault.type.decode()}"
+        if fault.kind == _ENDLESS_PHASE:
+            return f"{start} for the end of a phase that never comes: the barrier is {place}"
         if kind is errors.OutOfBounds:
             return f"{start} {fault.size} bytes out of bounds, {place}"
         if kind is errors.MisalignedAccess:
@@ -389,11 +396,11 @@ class EmulatedKernel:
             return f"{start} shared memory that no thread has written, {place}"
         if kind in (errors.SharedRace, errors.GlobalRace):
             then = f"{_who(other)} {_VERBS[other.access]} it at {self._where(other)}"
-            way_out = (
-                "put __syncthreads() between"
-                if tuple(here.block) == tuple(other.block)
-                else "blocks of one launch are in no order"
-            )
+            way_out = "put __syncthreads() between"
+            if _COPY in (here.access, other.access):
+                way_out = "wait at a barrier of phases between"
+            elif tuple(here.block) != tuple(other.block):
+                way_out = "blocks of one launch are in no order"
             return f"{start} {place}, and {then} with nothing to order the two; {way_out}"
         if kind is errors.Deadlock:
             return f"{start} for lanes of its warp that will never arrive"

@@ -9,6 +9,7 @@
 // Shared    None.
 // Moves     Reads parameters, gradients, means and squares, writes all but gradients (and copies).
 // Source    I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "flat.cuh"
@@ -20,6 +21,8 @@ adamw_step_1_flat(float* __restrict__ parameters, const float* __restrict__ grad
                   const float* __restrict__ control, long long size, float fresh1, float beta2,
                   float fresh2, float eps, float decay)
 {
+    wait_for_others();
+    let_others_begin();
     const long long at = my_parameter();
     if (at >= size || control[FINITE] == 0.0f) return;
     const float rate = control[RATE], factor = control[FACTOR];

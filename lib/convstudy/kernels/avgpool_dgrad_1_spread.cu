@@ -6,6 +6,7 @@
 // Shared    None.
 // Moves     Writes dx.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -18,6 +19,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 avgpool_dgrad_1_spread(const Element* __restrict__ dy, Element* __restrict__ dx, int N, int C,
                        int pixels, int pitch)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     if (place.c >= C) return;
 #pragma unroll

@@ -6,6 +6,7 @@
 // Shared    4 CHUNK bytes a warp, static: 1,024 with the defaults.
 // Moves     Reads x once.
 // Source    M. Lin, Q. Chen and S. Yan, "Network in network", ICLR 2014.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -15,6 +16,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 avgpool_fprop_1_image(const Element* __restrict__ x, Element* __restrict__ y, int C, int pixels,
                       int pitch)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int from = readable(place, C), image = place.part * pixels;
     Sums<1> mine[VECTOR] = {};

@@ -11,6 +11,7 @@
 // Shared    8 CHUNK bytes a warp, static: 2,048 with the defaults.
 // Moves     Reads x and dz once, and dpooled.
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, section 3.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -23,6 +24,8 @@ batchnorm_dgrad_1_parts(const Element* dz, const Element* dpooled, const Element
                         float* parts, int N, int H, int W, int C, int pitch_dz, int pitch_dpooled,
                         int pitch_x, int rows)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int begin = place.part * rows, end = min(cells_in(N, H, W), begin + rows);
     const Backward backward = {dz, dpooled, x, H, W, pitch_dz, pitch_dpooled, pitch_x};

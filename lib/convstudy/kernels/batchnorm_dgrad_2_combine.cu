@@ -9,6 +9,7 @@
 // Moves     Reads the parts once.
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, section 3.
 #define VECTOR 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -21,6 +22,8 @@ batchnorm_dgrad_2_combine(const float* __restrict__ parts, const float* __restri
                           float* __restrict__ dbias, float* __restrict__ coefficients, int C,
                           int count, int pixels, int training)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     Sums<2> mine[1] = {};
     if (place.c < C)

@@ -8,6 +8,7 @@
 // Shared    None.
 // Moves     Reads x and dz (and dpooled), writes dx.
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, section 3.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -20,6 +21,8 @@ batchnorm_dgrad_3_apply(const Element* dz, const Element* dpooled, const Element
                         Element* dx, int N, int H, int W, int C, int pitch_dz, int pitch_dpooled,
                         int pitch_x, int pitch_dx)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int end = cells_in(N, H, W), first = place.part * ROWS * EACH + place.row;
     if (place.c >= C || first >= end) return;

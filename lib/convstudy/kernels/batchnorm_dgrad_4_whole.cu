@@ -8,6 +8,7 @@
 // Shared    8 CHUNK bytes a warp and 8 CHUNK, static: 2,304 with the defaults.
 // Moves     Reads x and dz (and dpooled) twice, the second time from L1 or L2, writes dx.
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, section 3.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -20,6 +21,8 @@ batchnorm_dgrad_4_whole(const Element* dz, const Element* dpooled, const Element
                         Element* dx, int N, int H, int W, int C, int pitch_dz, int pitch_dpooled,
                         int pitch_x, int pitch_dx, int training)
 {
+    wait_for_others();
+    let_others_begin();
     __shared__ __align__(16) float own[2][CHUNK];
     const Place place = my_place(C);
     const int end = cells_in(N, H, W);

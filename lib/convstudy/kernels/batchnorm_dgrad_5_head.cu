@@ -8,6 +8,7 @@
 // Shared    None.
 // Moves     Reads x and dlogits, writes dx.
 // Source    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, section 3.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -18,6 +19,8 @@ batchnorm_dgrad_5_head(const float* dlogits, const Element* x, const float* __re
                        const float* __restrict__ coefficients, const float* __restrict__ w,
                        Element* dx, int pixels, int C, int pitch_x, int pitch_dx)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int first = place.part * ROWS * EACH + place.row;
     if (place.c >= C || first >= pixels) return;

@@ -10,6 +10,7 @@
 // Shared    None.
 // Moves     Reads x (and the residual), writes y (and a quarter of it, pooled).
 // Source    The definitions.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -22,6 +23,8 @@ batchnorm_fprop_2_scale_shift(const Element* x, const float* __restrict__ factor
                               int W, int C, int pitch_x, int pitch_residual, int pitch_y,
                               int pitch_pooled)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int end = cells_in(N, H, W), first = place.part * ROWS * EACH + place.row;
     if (place.c >= C || first >= end) return;

@@ -13,6 +13,7 @@
 #ifndef THREADS
 #define THREADS 512
 #endif
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -27,6 +28,8 @@ batchnorm_fprop_3_whole(const Element* x, const float* weight, const float* bias
                         int C, int pitch_x, int pitch_residual, int pitch_y, int pitch_pooled,
                         float eps, float momentum)
 {
+    wait_for_others();
+    let_others_begin();
     __shared__ __align__(16) float own[2][CHUNK];
     const Place place = my_place(C);
     const int pixels = N * H * W;

@@ -8,6 +8,7 @@
 // Shared    12 CHUNK bytes a warp, static: 3,072 with the defaults.
 // Moves     Reads x once.
 // Source    moments.cuh; S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, algorithm 1.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -17,6 +18,8 @@
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_statistics_1_parts(const Element* x, float* parts, int pixels, int C, int pitch, int rows)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int begin = place.part * rows, end = min(pixels, begin + rows);
     const Moments all = moments_of(x, place, C, pitch, begin, end);

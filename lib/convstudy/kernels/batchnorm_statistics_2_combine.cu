@@ -11,6 +11,7 @@
 // Moves     Reads the parts once.
 // Source    moments.cuh; the formulas are those of PyTorch's BatchNorm2d.
 #define VECTOR 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -24,6 +25,8 @@ batchnorm_statistics_2_combine(const float* __restrict__ parts, const float* __r
                                float* __restrict__ factors, int C, int count, int rows, int pixels,
                                float eps, float momentum)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     Moments mine[1] = {};
     if (place.c < C)

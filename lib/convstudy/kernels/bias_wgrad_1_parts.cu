@@ -9,6 +9,7 @@
 // Shared    4 CHUNK bytes a warp, static: 1,024 with the defaults.
 // Moves     Reads dy once; with RELU reads y too, and writes dx.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -26,6 +27,8 @@ bias_wgrad_1_parts(const Element* dy, const Element* y, Element* dx, float* part
                    int W, int C, int P, int Q, int top, int left, int pitch_dy, int pitch_y,
                    int pitch_dx, int rows)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const Window window = {H, W, P, Q, top, left};
     const int begin = place.part * rows, end = min(N * P * Q, begin + rows);

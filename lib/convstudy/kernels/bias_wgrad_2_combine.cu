@@ -8,6 +8,7 @@
 // Moves     Reads the parts once.
 // Source    The definition.
 #define VECTOR 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -17,6 +18,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 bias_wgrad_2_combine(const float* __restrict__ parts, float* __restrict__ first,
                      float* __restrict__ second, int C, int count, int first_count)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     Sums<1> mine[1] = {};
     if (place.c < C)

@@ -9,6 +9,7 @@
 // Shared    None.
 // Moves     Writes the border.
 // Source    None.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -17,6 +18,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 concat_fprop_2_border(Element* __restrict__ y, int N, int H, int W, int C, int P, int Q, int top,
                       int left, int pitch)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int number = place.part * ROWS + place.row, border = H * W - P * Q;
     if (place.c >= C || number >= N * border) return;

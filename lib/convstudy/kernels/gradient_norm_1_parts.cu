@@ -7,6 +7,7 @@
 // Moves     Reads the gradients once.
 // Source    The definition.
 #define LANES 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -20,6 +21,8 @@
 extern "C" __global__ void __launch_bounds__(THREADS)
 gradient_norm_1_parts(const float* gradients, float* parts, long long size)
 {
+    wait_for_others();
+    let_others_begin();
     const long long stride = (long long)gridDim.x * THREADS * VECTOR, last = size - VECTOR;
     Sums<1> mine[1] = {};
     // Blocks are whole in every round, and what is beyond the end is not counted.

@@ -11,6 +11,7 @@
 // Source    PyTorch's clip_grad_norm_, for the formula.
 #define VECTOR 1
 #define LANES 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -21,6 +22,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 gradient_norm_2_combine(const float* __restrict__ parts, float* control, int* steps, int count,
                         float most, float log_beta1, float log_beta2)
 {
+    wait_for_others();
+    let_others_begin();
     Sums<1> mine[1] = {};
     for (int part = threadIdx.x; part < count; part += THREADS) mine[0].values[0] += parts[part];
     const Sums<1> all = merge_rows(mine);

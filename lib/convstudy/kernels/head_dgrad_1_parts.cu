@@ -9,6 +9,7 @@
 // Shared    4 CLASSES LANES (VECTOR + 1) bytes a warp, static: 2,560 with the defaults.
 // Moves     Reads z and dlogits, writes dz.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -19,6 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 head_dgrad_1_parts(const float* dlogits, const Element* z, const float* __restrict__ w, Element* dz,
                    float* parts, int pixels, int C, int pitch_z, int pitch_dz, int rows)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const bool any = place.c < C;
     const int begin = place.part * rows, end = min(pixels, begin + rows);

@@ -11,6 +11,7 @@
 // Shared    4 (CLASSES + 2) LANES (VECTOR + 1) bytes a warp, static: 5,120 with the defaults.
 // Moves     Reads x and dlogits once.
 // Source    The definitions.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -22,6 +23,8 @@ head_dgrad_2_norm(const float* dlogits, const Element* x, const float* __restric
                   const float* __restrict__ statistics, const float* __restrict__ w,
                   float* head_parts, float* norm_parts, int pixels, int C, int pitch, int rows)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int from = readable(place, C);
     const int begin = place.part * rows, end = min(pixels, begin + rows);

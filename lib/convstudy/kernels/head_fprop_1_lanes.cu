@@ -9,6 +9,7 @@
 // Shared    None.
 // Moves     Reads x, writes CLASSES numbers a pixel.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -28,6 +29,8 @@ head_fprop_1_lanes(const Element* __restrict__ x, const float* __restrict__ fact
                    const float* __restrict__ w, const float* __restrict__ bias,
                    float* __restrict__ logits, int pixels, int C, int pitch)
 {
+    wait_for_others();
+    let_others_begin();
     const int lane = threadIdx.x % LANES;
     const int first = blockIdx.x * ROWS * EACH + threadIdx.x / LANES;
     float sum[EACH][CLASSES] = {};

@@ -8,6 +8,7 @@
 // Moves     Reads the images, writes y.
 // Source    None.
 #define VECTOR 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 
@@ -19,6 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 images_layout_1_planes(const float* __restrict__ images, Element* __restrict__ y, int N, int C,
                        int plane)
 {
+    wait_for_others();
+    let_others_begin();
     const int pixel = blockIdx.x * THREADS + threadIdx.x;
     if (pixel >= N * plane) return;
     const size_t from = (size_t)(pixel / plane) * C * plane + pixel % plane;

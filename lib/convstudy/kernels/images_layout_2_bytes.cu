@@ -7,6 +7,7 @@
 // Moves     Reads the bytes, writes y.
 // Source    None.
 #define VECTOR 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 
@@ -21,6 +22,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 images_layout_2_bytes(const unsigned char* __restrict__ images, Element* __restrict__ y,
                       long long size)
 {
+    wait_for_others();
+    let_others_begin();
     const long long first = (long long)blockIdx.x * THREADS * EACH + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {

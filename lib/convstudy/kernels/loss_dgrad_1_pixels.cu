@@ -7,12 +7,15 @@
 // Shared    None.
 // Moves     Reads logits and targets, writes dlogits.
 // Source    The derivative of loss_fprop.
+#include "overlap.cuh"
 #include "classes.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 loss_dgrad_1_pixels(const float* logits, const Target* __restrict__ targets,
                     const float* __restrict__ loss, float* dlogits, int pixels)
 {
+    wait_for_others();
+    let_others_begin();
     const int pixel = blockIdx.x * THREADS + threadIdx.x;
     if (pixel >= pixels) return;
     const float by_all = loss[3], by_right = loss[4], share = 1.0f / float(pixels);

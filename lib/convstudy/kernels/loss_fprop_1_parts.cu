@@ -9,6 +9,7 @@
 // Source    F. Milletari, N. Navab and S.-A. Ahmadi, "V-Net", 3DV 2016, for Dice as a loss.
 #define VECTOR 1
 #define LANES 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -19,6 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 loss_fprop_1_parts(const float* __restrict__ logits, const Target* __restrict__ targets,
                    float* __restrict__ parts, int pixels, int rows)
 {
+    wait_for_others();
+    let_others_begin();
     const int begin = blockIdx.x * rows, end = min(pixels, begin + rows);
     Sums<3> mine[1] = {};
     for (int pixel = begin + threadIdx.x; pixel < end; pixel += THREADS) {

@@ -10,6 +10,7 @@
 // Source    milesial/Pytorch-UNet, utils/dice_score.py, for the formula.
 #define VECTOR 1
 #define LANES 1
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -19,6 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 loss_fprop_2_combine(const float* __restrict__ parts, float* __restrict__ loss, int count,
                      int pixels, float epsilon)
 {
+    wait_for_others();
+    let_others_begin();
     Sums<3> mine[1] = {};
     for (int part = threadIdx.x; part < count; part += THREADS)
         mine[0].merge({parts[part * 3], parts[part * 3 + 1], parts[part * 3 + 2]});

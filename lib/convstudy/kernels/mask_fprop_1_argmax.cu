@@ -7,6 +7,7 @@
 // Shared    None.
 // Moves     Reads logits (N, H, W, CLASSES), writes bytes (N, H, W).
 // Source    The definition.
+#include "overlap.cuh"
 #ifndef CLASSES
 #define CLASSES 2
 #endif
@@ -18,6 +19,8 @@ static_assert(CLASSES <= 256, "a class is a byte");
 extern "C" __global__ void __launch_bounds__(THREADS)
 mask_fprop_1_argmax(const float* __restrict__ logits, unsigned char* __restrict__ mask, int pixels)
 {
+    wait_for_others();
+    let_others_begin();
     const int pixel = blockIdx.x * THREADS + threadIdx.x;
     if (pixel >= pixels) return;
     const float* own = logits + (size_t)pixel * CLASSES;

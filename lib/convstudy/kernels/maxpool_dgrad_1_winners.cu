@@ -7,6 +7,7 @@
 // Shared    None.
 // Moves     Reads dy and the winners, writes dx.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -32,6 +33,8 @@ maxpool_dgrad_1_winners(const Element* __restrict__ dy, const unsigned char* __r
                         Element* __restrict__ dx, int N, int H, int W, int C, int P, int Q,
                         int pad_h, int pad_w, int pitch_dy, int pitch_dx)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int pixel = place.part * ROWS + place.row;
     if (place.c >= C || pixel >= N * H * W) return;

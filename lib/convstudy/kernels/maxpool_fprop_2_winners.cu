@@ -9,6 +9,7 @@
 // Shared    None. Of windows that overlap, L1 and L2 hold what is read again.
 // Moves     Reads x, writes y and a byte for each of its numbers.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -32,6 +33,8 @@ maxpool_fprop_2_winners(const Element* __restrict__ x, Element* __restrict__ y,
                         unsigned char* __restrict__ winners, int N, int H, int W, int C, int P,
                         int Q, int pad_h, int pad_w, int pitch_x, int pitch_y)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int pixel = place.part * ROWS + place.row;
     if (place.c >= C || pixel >= N * P * Q) return;

@@ -8,6 +8,7 @@
 // Shared    None.
 // Moves     Reads dy and y (and the other), writes dx.
 // Source    The definition.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -23,6 +24,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 relu_dgrad_1_mask(const Element* dy, const Element* other, const Element* y, Element* dx,
                   int pixels, int C, int pitch_dy, int pitch_other, int pitch_y, int pitch_dx)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int first = place.part * ROWS * EACH + place.row;
     if (place.c >= C || first >= pixels) return;

@@ -9,6 +9,7 @@
 // Shared    None.
 // Moves     Reads parameters, gradients, squares and momenta, writes the others (and copies).
 // Source    PyTorch's documentation of RMSprop.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "flat.cuh"
@@ -20,6 +21,8 @@ rmsprop_step_1_flat(float* __restrict__ parameters, const float* __restrict__ gr
                     bf16* __restrict__ copy, const float* __restrict__ control, long long size,
                     float alpha, float fresh, float eps, float momentum, float decay)
 {
+    wait_for_others();
+    let_others_begin();
     const long long at = my_parameter();
     if (at >= size || control[FINITE] == 0.0f) return;
     const float rate = control[RATE], factor = control[FACTOR];

@@ -8,6 +8,7 @@
 // Shared    None.
 // Moves     Reads parameters, gradients and momenta, writes parameters and momenta (and copies).
 // Source    PyTorch's documentation of SGD.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "flat.cuh"
@@ -18,6 +19,8 @@ sgd_step_1_flat(float* __restrict__ parameters, const float* __restrict__ gradie
                 float* __restrict__ momenta, bf16* __restrict__ copy,
                 const float* __restrict__ control, long long size, float momentum, float decay)
 {
+    wait_for_others();
+    let_others_begin();
     const long long at = my_parameter();
     if (at >= size || control[FINITE] == 0.0f) return;
     const float rate = control[RATE], factor = control[FACTOR];

@@ -8,6 +8,7 @@
 // Shared    None. Neighbours read the same pixels, which L1 and L2 hold.
 // Moves     Reads dy, writes dx.
 // Source    The adjoint of rung 2 of upsample_fprop.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -19,6 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 upsample_dgrad_1_gather(const Element* __restrict__ dy, Element* __restrict__ dx, int N, int H,
                         int W, int C, int P, int Q, int top, int left, int pitch_dy, int pitch_dx)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int pixel = place.part * ROWS + place.row;
     if (place.c >= C || pixel >= N * H * W) return;

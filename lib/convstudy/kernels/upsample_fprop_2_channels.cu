@@ -9,6 +9,7 @@
 // Shared    None. Neighbours read the same pixels, which L1 and L2 hold.
 // Moves     Reads x, writes y.
 // Source    PyTorch's documentation of Upsample, the formula for align_corners=True.
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
@@ -23,6 +24,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 upsample_fprop_2_channels(const Element* __restrict__ x, Element* __restrict__ y, int N, int H,
                           int W, int C, int P, int Q, int top, int left, int pitch_x, int pitch_y)
 {
+    wait_for_others();
+    let_others_begin();
     const Place place = my_place(C);
     const int pixel = place.part * ROWS + place.row;
     if (place.c >= C || pixel >= N * P * Q) return;
