@@ -20,9 +20,14 @@ from convstudy import compile, device, tolerance
 from convstudy.conv import reference
 from convstudy.conv.algorithm import ALGORITHMS, plan
 from convstudy.device import array_module
+from convstudy.models.unet import UNet
 from convstudy.nn.cuda import KERNELS, ResidentOps
+from convstudy.nn.gradients import batch_norm_train
 from convstudy.nn.reference import ReferenceOps
 from convstudy.problem import ConvProblem
+from convstudy.program.backend import GpuBackend
+from convstudy.program.training import Step
+from convstudy.train.losses import cross_entropy_dice
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _PROGRAM = "compute-sanitizer"
@@ -38,6 +43,16 @@ PROBLEMS = (
     ConvProblem(1, 4, 9, 22, 68, 5, 3, (2, 2), (2, 1)),
     ConvProblem(2, 64, 9, 13, 64, 3, 3, padding=(1, 1)),
     ConvProblem(1, 512, 5, 7, 128, 3, 3, padding=(1, 1)),
+)
+# Training steps of a small network: precision, whether it interpolates, and the optimiser.
+_STEPS = (("fp32", False, "sgd"), ("tf32", True, "rmsprop"), ("bf16", False, "adamw"))
+_IMAGES = (2, 3, 19, 22)
+# What no such step launches: VGG's and ResNet's, pictures of bytes and masks, which
+# `pytest -m gpu` runs.
+LEFT_OUT = (
+    *("avgpool_fprop_1_image", "avgpool_dgrad_1_spread", "maxpool_fprop_2_winners"),
+    *("maxpool_dgrad_1_winners", "relu_dgrad_1_mask", "images_layout_2_bytes"),
+    *("mask_fprop_1_argmax", "concat_fprop_2_border"),
 )
 # How many of them each kernel computes in each precision.
 _EACH = 3
@@ -69,6 +84,8 @@ def cases(where):
             yield from _of_kernel(row, where)
     for method in KERNELS.values():
         yield Case(method, (), lambda method=method: _check_function(method, where))
+    for precision, bilinear, rule in _STEPS:
+        yield _of_step(precision, bilinear, rule, where)
 
 
 def _of_kernel(row, where):
@@ -90,6 +107,33 @@ def _of_kernel(row, where):
                     launch.all_launches,
                     lambda launch=launch, problem=problem: _check(row, problem, launch, where),
                 )
+
+
+def _of_step(precision, bilinear, rule, where):
+    """Return the case of a small network's training step, by a program."""
+    network = UNet.initialised(0, bilinear=bilinear, width=8)
+    rng = np.random.default_rng(0)
+    images, masks = rng.random(_IMAGES, np.float32), rng.integers(0, 2, (2, 19, 22))
+
+    def run():
+        backend = GpuBackend(network, _IMAGES, precision, rule, device=where)
+        expected, _, _ = cross_entropy_dice(network.forward(images, _Batches()), masks)
+        loss, _, norm = backend.step(images, masks, 1e-3)
+        terms, nearest = network.terms(), "fp32" if precision == "fp32" else "bf16"
+        limit = tolerance.tolerance(np.float32, *terms, precision=nearest)
+        if not (abs(loss - expected) <= limit * expected and np.isfinite(norm)):
+            raise AssertionError(f"the loss is {loss:.6g}, not {expected:.6g}")
+
+    planned = Step(network, _IMAGES, precision, rule, {}, None, where).program
+    launches = tuple(launch for launch, _ in planned.steps)
+    return Case(f"step {precision} {rule}", launches, run)
+
+
+class _Batches(ReferenceOps):
+    """In float64, with the statistics of the batch."""
+
+    def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
+        return batch_norm_train(x, weight, bias, eps)[0]
 
 
 def _check(row, problem, launch, where):
@@ -139,6 +183,8 @@ _ARGUMENTS = {
     "conv_transpose2d": (_X, (17, 19, 2, 2), (19,)),
     "upsample_bilinear": (_X,),
     "pad_concat": (_X, (2, 3, 8, 12)),
+    "average_pool2d": (_X,),
+    "add": (_X, _X),
 }
 
 

@@ -22,7 +22,7 @@ def test_every_kernel_is_among_the_cases_in_every_precision_that_it_has_code_for
     functions = {kernel for kernel, method in KERNELS.items() if method in named}
     # Those that measure memory have no result that could be wrong.
     everything = {kernel for kernel in compile.kernels() if not kernel.startswith("memory_")}
-    assert launched | functions == everything
+    assert launched | functions == everything - set(sanitize.LEFT_OUT)
     for row in ALGORITHMS.values():
         own = [case for case in cases if case.name.startswith(f"{row.id} ")]
         sizes = {case.name.split()[-1] for case in own}
@@ -37,18 +37,25 @@ def case(pattern):
     return next(case for case in sanitize.cases(EMULATOR) if re.match(pattern, case.name))
 
 
-SOME = ["conv2d_fprop_4", "conv2d_fprop_8_mma tf32", "conv2d_dgrad_9", "conv2d_wgrad_8_mma bf16"]
+SOME = [
+    "step fp32",
+    "conv2d_fprop_4",
+    "conv2d_fprop_8_mma tf32",
+    "conv2d_dgrad_9",
+    "conv2d_wgrad_8_mma bf16",
+]
 
 
 @pytest.mark.parametrize("pattern", [*SOME, *KERNELS.values()])
 def test_a_case_is_right_and_would_be_seen_to_be_wrong(pattern, monkeypatch):
     case(pattern).run()
     add = lambda right: lambda *a: (lambda t, *n: (t + 2, *n))(*right(*a))  # noqa: E731
-    monkeypatch.setattr(sanitize, "_truth", add(sanitize._truth))
+    for name in ("_truth", "cross_entropy_dice"):
+        monkeypatch.setattr(sanitize, name, add(getattr(sanitize, name)))
     for name in KERNELS.values():
         right = getattr(sanitize.ReferenceOps, name)
         monkeypatch.setattr(sanitize.ReferenceOps, name, lambda *a, right=right: right(*a) + 2)
-    with pytest.raises(AssertionError, match="exceeds the tolerance"):
+    with pytest.raises(AssertionError, match="exceeds the tolerance|the loss is"):
         case(pattern).run()
 
 

@@ -7,9 +7,15 @@
 // wait ends when all kernels before have ended: so no kernel may leave it out, not even one
 // without inputs.
 #if !defined(CONVSTUDY_EMULATOR) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void wait_for_others() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_others()
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
 // From here on the next kernel may be launched, as blocks of this one leave room for its own.
-__device__ __forceinline__ void let_others_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ __forceinline__ void let_others_begin()
+{
+    asm volatile("griddepcontrol.launch_dependents;");
+}
 #else
 __device__ __forceinline__ void wait_for_others() {}
 __device__ __forceinline__ void let_others_begin() {}

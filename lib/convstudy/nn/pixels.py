@@ -105,6 +105,13 @@ def launch_each(who, kernel, count, scalars, defines=(), each=1):
     return Launch(kernel, grid, (THREADS,), scalars, (("THREADS", THREADS), *defines))
 
 
+def launch_tiles(who, kernel, tiles, scalars, dtype):
+    """Return the launch of a kernel each of whose blocks does one of so many tiles."""
+    itemsize(who, dtype)
+    defines = (("BF16", 1),) if dtype == "bfloat16" else ()
+    return Launch(kernel, _grid(who, tiles), (THREADS,), scalars, defines)
+
+
 def part_rows(pixels, channels, dtype, device):
     """Return the pixels of one part, of sums that this many parts are to fill a device with.
 

@@ -53,13 +53,17 @@ def environments(table):
         )
     found = pd.DataFrame(rows, columns=list(COLUMNS))
     plain = found[found["environment"] == _PLAIN].set_index(["machine", "network"])["network_s"]
-    of = [
-        plain.get(key, float("nan")) for key in zip(found["machine"], found["network"], strict=True)
-    ]
-    found["network_speedup"] = statistics.speedup(found["network_s"], pd.Series(of, float))
-    order = found.assign(place=found["environment"].map(list(ENVIRONMENTS).index))
-    places = order.sort_values(["machine", "network", "place", "execution"], kind="stable").index
-    return found.loc[places].reset_index(drop=True)
+    keys = found[["machine", "network"]].itertuples(index=False, name=None)
+    of = pd.Series([plain.get(key, float("nan")) for key in keys], dtype=float)
+    found["network_speedup"] = statistics.speedup(found["network_s"], of)
+    orders = {
+        "machine": list(found["machine"].drop_duplicates()),
+        "network": list(found["network"].drop_duplicates()),
+        "environment": list(ENVIRONMENTS),
+        "execution": ["cpu-plain", "cpu-blas", "offload", "resident"],
+    }
+    order = pd.DataFrame({name: found[name].map(each.index) for name, each in orders.items()})
+    return found.loc[order.sort_values(list(orders)).index].reset_index(drop=True)
 
 
 def display(plotted):

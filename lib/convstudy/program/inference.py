@@ -34,12 +34,6 @@ class Inference:
     ------
     ValueError, RuntimeError
         Where the shape or the precision is none that the network takes, or there is no GPU.
-
-    Examples
-    --------
-    >>> network = UNet.initialised(seed=0)  # doctest: +SKIP
-    >>> forward = Inference(network, (16, 3, 128, 191), "bf16")  # doctest: +SKIP
-    >>> scores = forward(images)  # doctest: +SKIP
     """
 
     def __init__(self, network, shape, precision="fp32", device=None):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convstudy.compile import Launch
 from convstudy.conv.epilogue import PLAIN, Epilogue, Source
 from convstudy.nn import head_nhwc, norm_nhwc, relu_nhwc, upsample_nhwc
 from convstudy.nn.pixels import part_rows
+from convstudy.nn.transpose import launch_transpose
 from convstudy.program import fuse
 from convstudy.program.lowering import Lowering
 from convstudy.program.program import Buffer, Tensor
@@ -158,7 +158,7 @@ class Step:
             c, k, r, s = op.w.shape
             turned = self._builder.buffer(c * k * r * s, self._low.dtype)
             self._builder.run(
-                _launch_transpose(c, k * r * s, self._dtype), self._filters(op.w), turned
+                launch_transpose(c, k * r * s, self._dtype), self._filters(op.w), turned
             )
             bias = self._weight(op.bias)
         self._low.enlarge(op, turned, bias)
@@ -321,13 +321,3 @@ _BACKWARD = {
     fuse.Concatenation: Step._back_through_concatenation,
     fuse.Head: Step._back_through_head,
 }
-
-
-def _launch_transpose(lines, columns, dtype):
-    return Launch(
-        "matrix_transpose_1_tile",
-        (math.ceil(lines / 32) * math.ceil(columns / 32),),
-        (256,),
-        (lines, columns),
-        (("BF16", 1),) if dtype == "bfloat16" else (),
-    )

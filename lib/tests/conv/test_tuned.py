@@ -63,7 +63,9 @@ def test_without_a_record_the_estimates_choose():
     first, *_ = algorithm.candidates(PROBLEM, H200)
     assert choose(PROBLEM, H200) == first.id != slowest().id
     assert line().endswith("; chosen (estimated)")
-    assert line(PROBLEM, EMULATOR).endswith("; chosen (the last rung that takes it)")
+    assert line(PROBLEM, EMULATOR).endswith("; chosen (estimated)")
+    first = dataclasses.replace(PROBLEM, precision="fp32", layout="NCHW")
+    assert line(first, EMULATOR).endswith("; chosen (the last rung that takes it)")
 
 
 def test_what_was_found_fastest_is_taken_with_its_choice(measurements):
@@ -151,7 +153,7 @@ def test_neither_the_cpu_nor_the_emulator_reads_a_record(monkeypatch):
 
     monkeypatch.setattr(records, "every", every)
     plain = dataclasses.replace(PROBLEM, precision="fp32")
-    assert choose(PROBLEM, EMULATOR) == "conv2d_fprop_8_mma"
+    assert choose(PROBLEM, EMULATOR) == "conv2d_fprop_10_wgmma"
     assert choose(plain, CPU) == "cpu-blas"
     with pytest.raises(AssertionError, match="it was read"):
         choose(PROBLEM, H200)

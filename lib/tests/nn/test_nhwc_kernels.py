@@ -16,13 +16,14 @@ from convstudy.nn import (
     pixels,
     pool_nhwc,
     relu_nhwc,
+    transpose,
     upsample_nhwc,
 )
 from convstudy.train import flat, loss_nhwc
 
 MODULES = (
     *(norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc, head_nhwc, images_nhwc),
-    *(loss_nhwc, flat),
+    *(loss_nhwc, flat, transpose),
 )
 KERNELS = [kernel for module in MODULES for kernel in module.KERNELS]
 
@@ -69,6 +70,7 @@ LAUNCHES = [
     loss_nhwc.launch_loss_dgrad(PIXELS, 2),
     flat.launch_norm_parts(31_000_000, 528),
     flat.launch_begin(528),
+    transpose.launch_transpose(1024, 2048, "bfloat16"),
     *(flat.launch_step(name, 31_000_000, copy=True) for name in flat.OPTIMIZERS),
 ]
 
@@ -162,3 +164,12 @@ def test_a_slice_begins_at_its_channel():
     assert own[0] == wide[0, 0, 0, 2]
     assert own[6] == wide[0, 0, 1, 2]
     assert np.shares_memory(own, wide)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 5), (32, 64), (7, 70)])
+def test_a_transpose_is_one(shape, dtype, rng):
+    x = rng.standard_normal(shape, np.float32).astype(dtype)
+    y = np.full(shape[::-1], np.nan, dtype)
+    transpose.launch_transpose(*shape, dtype).run(EMULATOR, (x, y))
+    np.testing.assert_array_equal(y, x.T)

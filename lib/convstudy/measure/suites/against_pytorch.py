@@ -13,9 +13,8 @@ from convstudy import tolerance
 from convstudy.device import array_module, devices
 from convstudy.images import load_sample
 from convstudy.measure import pytorch, pytorch_unet
-from convstudy.measure.clocks import once
 from convstudy.measure.graphs import alternating
-from convstudy.measure.suite import Case, Suite, checked, result
+from convstudy.measure.suite import Case, Suite, checked, compared, result
 from convstudy.measure.suites.network import expected, images, no_gpu, numbers, unet
 from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
@@ -73,7 +72,7 @@ class _Contest:
             for layout in ("NHWC",) if way == "compile" else ("NCHW", "NHWC"):
                 sides[f"pytorch-{way}/{layout}"] = self._pytorch(way, layout)
         replays = {name: side.run for name, side in sides.items()}
-        samples = alternating(once("event", device), replays, 1, self.options["repeats"])
+        samples = alternating(replays, 1, device, self.options["repeats"])
         return [self._row(name, side, samples[name], device) for name, side in sides.items()]
 
     def _is_compiled(self):
@@ -87,7 +86,7 @@ class _Contest:
         ours = Inference(network, images(self.n).shape, self.precision, device)
         ours.load(images(self.n))
         ours.run()
-        check = self._checked_scores(ours.scores())
+        check = self._checked_scores(ours.scores(), is_ours=True)
         return self._side(ours, check)
 
     def _our_training(self, device):
@@ -115,11 +114,11 @@ class _Contest:
         check = self._checked_scores(result) if self.what == "inference" else None
         return _Side(run, peak, check)
 
-    def _checked_scores(self, scores):
+    def _checked_scores(self, scores, is_ours=False):
         if not isinstance(scores, np.ndarray):
             scores = scores.float().cpu().numpy()
-        # bf16 all through rounds every layer's result, and not only its operands.
-        return checked(scores, expected(self.n), *unet().terms(), precision=self.precision, room=2)
+        compare = checked if is_ours else compared
+        return compare(scores, expected(self.n), *unet().terms(), precision=self.precision)
 
     def _checked_gradients(self, gradients):
         truth = pytorch_unet.gradients(unet(), images(self.n), masks(self.n))
