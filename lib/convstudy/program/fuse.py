@@ -63,6 +63,44 @@ class Pooling:
 
 
 @dataclass(frozen=True, eq=False)
+class Sum:
+    """A residual sum, and the ReLU behind it, where there is one."""
+
+    x: Value
+    other: Value
+    y: Value
+    relu: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Averaging:
+    """Windows that share out the image, averaged: `size` x `size` of them."""
+
+    x: Value
+    y: Value
+    size: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A matrix product of each image's numbers, and the ReLU behind it, where there is one.
+
+    It is the convolution of one pixel whose channels are all numbers of an image.
+    """
+
+    x: Value
+    y: Value
+    w: Parameter
+    bias: Parameter
+    relu: bool = False
+
+    @property
+    def shape(self):
+        """The shape of `w` as filters of the size of an image: (K, C, H, W)."""
+        return self.w.shape[0], *(*self.x.shape[1:], 1, 1)[:3]
+
+
+@dataclass(frozen=True, eq=False)
 class Concatenation:
     """Channels of `skip`, and behind them those of `x`, which is smaller and lies in the middle."""
 
@@ -135,6 +173,18 @@ def _convolution(call, trace):
     )
 
 
+def _then_relu(kind):
+    """Return what makes a `kind` of a call and the ReLU behind it, where there is one."""
+
+    def start(call, trace):
+        relu = _only_user(trace, call.output, "relu")
+        calls = [call, relu] if relu else [call]
+        made = kind(*call.inputs, calls[-1].output, *call.parameters, relu=relu is not None)
+        return made, calls
+
+    return start
+
+
 def _alone(kind):
     def start(call, trace):
         return kind(*call.inputs, call.output, *call.parameters, **call.options), [call]
@@ -153,9 +203,9 @@ _START = {
     "conv2d": _convolution,
     "batch_norm": _never_alone,
     "relu": _never_alone,
-    "add": _never_alone,
-    "average_pool2d": _never_alone,
-    "linear": _never_alone,
+    "add": _then_relu(Sum),
+    "linear": _then_relu(Linear),
+    "average_pool2d": _alone(Averaging),
     "max_pool2d": _alone(Pooling),
     "conv_transpose2d": _alone(Enlargement),
     "upsample_bilinear": _alone(Enlargement),
@@ -172,13 +222,15 @@ def homes(operations, trace, builder, dtype):
     found = {}
 
     def own(value, kept=False):
-        n, c, h, w = value.shape
+        n, c, h, w = *value.shape, *(1, 1)[: 4 - len(value.shape)]
         return builder.tensor((n, h, w, c), dtype, kept)
 
     for operation in reversed(operations):
         for value in (operation.y, getattr(operation, "pooled", None)):
-            if value is not None and value not in found and value is not trace.output:
-                found[value] = own(value, _has_frame(operation))
+            # A head writes NCHW's scores apart; what a linear layer leaves is a tensor like others.
+            if value is not None and value not in found and not isinstance(operation, Head):
+                kept = _has_frame(operation) or value is trace.output
+                found[value] = own(value, kept)
         if isinstance(operation, Concatenation):
             whole, below = found[operation.y], operation.skip.shape[1]
             found[operation.skip] = whole.part((0, below))

@@ -5,7 +5,7 @@ import numpy as np
 
 from convstudy.conv.algorithm import choose, plan
 from convstudy.conv.epilogue import PLAIN, Epilogue, Scatter
-from convstudy.nn import images_nhwc, pool_nhwc, upsample_nhwc
+from convstudy.nn import add_nhwc, images_nhwc, pool_nhwc, upsample_nhwc
 from convstudy.problem import BFLOAT16, ConvProblem
 from convstudy.program import fuse
 from convstudy.program.program import Builder
@@ -19,7 +19,7 @@ class Lowering:
 
     Parameters
     ----------
-    network : UNet
+    network : Network
     shape : (N, C, H, W)
         Of the images.
     precision : {"fp32", "tf32", "bf16"}
@@ -99,3 +99,28 @@ class Lowering:
             x.shape, self.dtype.name, *sides, pitch_x=x.pitch, pitch_y=y.pitch
         )
         self.builder.run(launch, x, y, None)
+
+    def add(self, op):
+        """Launch a residual sum."""
+        x, other, y = (self.lies[value] for value in (op.x, op.other, op.y))
+        self.builder.run(add_nhwc.launch_add(y.shape, self.dtype.name, op.relu), x, other, y)
+
+    def average(self, op):
+        """Launch the averaging of windows that share out the image."""
+        x, y = self.lies[op.x], self.lies[op.y]
+        if op.size == 1:
+            launch = pool_nhwc.launch_average_pool(x.shape, self.dtype.name)
+        else:
+            launch = pool_nhwc.launch_average_windows(x.shape, self.dtype.name, op.size)
+        self.builder.run(launch, x, y)
+
+    def multiply(self, op, filters, bias):
+        """Launch a linear layer: a convolution of one pixel that has all numbers of an image."""
+        x, y = self.lies[op.x], self.lies[op.y]
+        epilogue = Epilogue(relu=op.relu)
+        self.convolve("fprop", self.linear(op), x, filters, bias, y, epilogue=epilogue)
+
+    def linear(self, op):
+        """Return the `ConvProblem` that a linear layer is."""
+        n = op.x.shape[0]
+        return self.problem((n, 1, 1, op.w.shape[1]), op.w.shape[0], (1, 1))
