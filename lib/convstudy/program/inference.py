@@ -42,7 +42,7 @@ class Inference:
         self.network, self.shape = network, tuple(shape)
         network.check(np.zeros(self.shape, np.float32))
         self.device = device or get_device(0, "Inference")
-        self._low = Lowering(network, self.shape, precision, self.device)
+        self._low = Lowering(network, self.shape, precision, self.device, keeps_filters=True)
         self._loads = []
         for operation in self._low.operations:
             _LOWER[type(operation)](self, operation)
@@ -61,6 +61,7 @@ class Inference:
         state = self.network.state_dict()
         for buffer, make in self._loads:
             self._put(buffer, make(state).ravel())
+        self._replay.run_beforehand()
 
     def load(self, images):
         """Put a batch where `run` reads it."""

@@ -26,6 +26,8 @@ class Lowering:
         How exact products are at least. bf16: values between layers are bf16, too.
     device : Device
         A GPU, or the emulator.
+    keeps_filters : bool
+        Whether no run changes the filters that convolutions forward are given.
 
     Attributes
     ----------
@@ -34,12 +36,13 @@ class Lowering:
     lies : dict of Value to Tensor
     """
 
-    def __init__(self, network, shape, precision, device):
+    def __init__(self, network, shape, precision, device, keeps_filters=False):
         if precision not in PRECISIONS:
             raise ValueError(
                 f"no precision {precision!r}; choose {' or '.join(map(repr, PRECISIONS))}"
             )
         self.precision, self.device = precision, device
+        self._constant = (1,) if keeps_filters else ()
         self.is_bf16 = precision == "bf16"
         self.dtype = BFLOAT16 if self.is_bf16 else np.dtype(np.float32)
         self.trace = trace(network, shape)
@@ -65,7 +68,9 @@ class Lowering:
     def convolve(self, which, problem, *arrays, epilogue=PLAIN):
         """Launch a pass of a convolution, by the algorithm that suits it best."""
         name = choose(problem, self.device, which, epilogue)
-        self.builder.run(plan(name, problem, self.device, epilogue=epilogue), *arrays)
+        constant = self._constant if which == "fprop" else ()
+        launch = plan(name, problem, self.device, epilogue=epilogue)
+        self.builder.run(launch, *arrays, constant=constant)
 
     def enlarge(self, op, filters, bias):
         """Launch a transposed convolution, filters in the order (r, s, k, c), or interpolation."""
