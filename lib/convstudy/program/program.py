@@ -237,7 +237,7 @@ class Program:
         self.allocate_once()
         return self._at(*_place(what))
 
-    def run(self, checked=True, reached=None):
+    def run(self, checked=True, reached=None, only=None):
         """Launch everything, on CuPy's current stream; on a GPU, return before it is done.
 
         Parameters
@@ -246,13 +246,16 @@ class Program:
             On the emulator, count and check every access.
         reached : callable, optional
             ``reached(name)`` is called at each mark, between the launches.
+        only : set of int, optional
+            The numbers of the steps to launch; by default all are.
         """
         self.allocate_once()
         marks = list(self.marks) if reached else []
         for i, (launch, arrays) in enumerate(self._bound):
             while marks and marks[0][0] <= i:
                 reached(marks.pop(0)[1])
-            launch.run(self.device, arrays, checked)
+            if only is None or i in only:
+                launch.run(self.device, arrays, checked)
         for _, name in marks:
             reached(name)
 

@@ -6,9 +6,11 @@ from convstudy.measure.suites import (
     batch,
     chunks,
     convolutions,
+    curves,
     emulated,
     environments,
     functions,
+    fusion,
     hierarchy,
     ladder,
     launching,
@@ -27,6 +29,7 @@ SUITES = {
         tuning,
         convolutions,
         against_pytorch,
+        fusion,
         launching,
         startup,
         environments,
@@ -35,6 +38,7 @@ SUITES = {
         batch,
         emulated,
         learning,
+        curves,
     )
 }
 
