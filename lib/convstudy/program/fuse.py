@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Calls that follow each other and touch each number once, made one: from a trace, the fused one.
 
-What joins two images writes nothing: both are written where it would have put them.
+What joins two images writes nothing: both are written where it would have put them. Each operation
+has a `function`, which is a row of Table 1.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Convolution:
         What 2 x 2 pooling leaves of `y`, which others read too.
     """
 
+    function = "convolution"
+
     x: Value
     y: Value
     w: Parameter
@@ -45,6 +48,8 @@ class Convolution:
 class Enlargement:
     """A transposed convolution of 2 x 2 at stride 2, or bilinear interpolation without `w`."""
 
+    function = "up-convolution"
+
     x: Value
     y: Value
     w: Parameter | None = None
@@ -54,6 +59,8 @@ class Enlargement:
 @dataclass(frozen=True, eq=False)
 class Pooling:
     """Pooling of what no convolution left, or in other windows than of 2 x 2."""
+
+    function = "pooling"
 
     x: Value
     y: Value
@@ -66,6 +73,8 @@ class Pooling:
 class Sum:
     """A residual sum, and the ReLU behind it, where there is one."""
 
+    function = "residual sum"
+
     x: Value
     other: Value
     y: Value
@@ -75,6 +84,8 @@ class Sum:
 @dataclass(frozen=True, eq=False)
 class Averaging:
     """Windows that share out the image, averaged: `size` x `size` of them."""
+
+    function = "pooling"
 
     x: Value
     y: Value
@@ -87,6 +98,8 @@ class Linear:
 
     It is the convolution of one pixel whose channels are all numbers of an image.
     """
+
+    function = "linear"
 
     x: Value
     y: Value
@@ -104,6 +117,8 @@ class Linear:
 class Concatenation:
     """Channels of `skip`, and behind them those of `x`, which is smaller and lies in the middle."""
 
+    function = "padding and concatenation"
+
     skip: Value
     x: Value
     y: Value
@@ -118,6 +133,8 @@ class Concatenation:
 @dataclass(frozen=True, eq=False)
 class Head:
     """The 1 x 1 convolution to classes."""
+
+    function = "head"
 
     x: Value
     y: Value

@@ -45,6 +45,7 @@ class Inference:
         self._low = Lowering(network, self.shape, precision, self.device, keeps_filters=True)
         self._loads = []
         for operation in self._low.operations:
+            self._low.builder.function = operation.function
             _LOWER[type(operation)](self, operation)
         self.program = self._low.builder.finish()
         self._replay = Replay(self.program)

@@ -82,11 +82,17 @@ class Tensor:
 
 
 class Builder:
-    """Takes down what is to be launched on what, and makes a `Program` of it."""
+    """Takes down what is to be launched on what, and makes a `Program` of it.
+
+    Attributes
+    ----------
+    function : str
+        What is launched from here on is for.
+    """
 
     def __init__(self, device):
-        self.device = device
-        self._steps, self._marks, self._beforehand = [], [], []
+        self.device, self.function = device, ""
+        self._steps, self._marks, self._beforehand, self._functions = [], [], [], []
 
     def buffer(self, size, dtype=np.float32, kept=False):
         """Return a new `Buffer`."""
@@ -109,7 +115,7 @@ class Builder:
         """
         places = [_place(array) for array in arrays]
         if not isinstance(launch, Sequence):
-            self._steps.append((launch, places))
+            self._add(launch, places)
             return
         made, beforehand = self._made_beforehand(launch, len(places), constant)
         places += [
@@ -117,8 +123,15 @@ class Builder:
             for i, shape in enumerate(launch.temporaries, start=len(places))
         ]
         for number, (step, chosen) in enumerate(launch.steps):
-            steps = self._beforehand if number in beforehand else self._steps
-            steps.append((step, [None if i is None else places[i] for i in chosen]))
+            given = [None if i is None else places[i] for i in chosen]
+            if number in beforehand:
+                self._beforehand.append((step, given))
+            else:
+                self._add(step, given)
+
+    def _add(self, launch, places):
+        self._steps.append((launch, places))
+        self._functions.append(self.function)
 
     @staticmethod
     def _made_beforehand(launch, given, constant):
@@ -142,7 +155,8 @@ class Builder:
             tuple((launch, tuple(at)) for launch, at in each)
             for each in (self._steps, self._beforehand)
         )
-        return Program(self.device, steps, tuple(self._marks), beforehand)
+        marks, functions = tuple(self._marks), tuple(self._functions)
+        return Program(self.device, steps, marks, beforehand, functions)
 
 
 def _place(array):
@@ -166,6 +180,8 @@ class Program:
         Names of places, each with the number of steps before it.
     beforehand : tuple of (Launch, tuple of (Buffer, int) or None)
         What is launched whenever parameters have changed, by `run_beforehand`.
+    functions : tuple of str
+        What each step is for, as `Builder.function` said.
     arena_bytes, kept_bytes : int
         What is allocated for the buffers that share memory, and for those that are kept.
     allocated_bytes : int
@@ -178,6 +194,7 @@ class Program:
     steps: tuple
     marks: tuple = ()
     beforehand: tuple = ()
+    functions: tuple = ()
     arena_bytes: int = field(init=False)
     kept_bytes: int = field(init=False)
     least_bytes: int = field(init=False)
@@ -263,7 +280,7 @@ class Program:
         """Make what is made of parameters alone: now, and whenever they have changed."""
         self.allocate_once()
         for launch, arrays in self._bound_beforehand:
-            launch.run(self.device, arrays, checked=False)
+            launch.run(self.device, arrays, False)
 
     def prepare(self):
         """Compile all that it launches."""
