@@ -83,9 +83,11 @@ class Step:
         self._kept, self._arrives, self._sums = {}, {}, {}
 
         for operation in low.operations:
+            builder.function = operation.function
             _FORWARD[type(operation)](self, operation)
         self._take_loss()
         for operation in reversed(low.operations):
+            builder.function = operation.function
             _BACKWARD[type(operation)](self, operation)
         self._optimise(optimizer, options, clip)
         self.program = builder.finish()

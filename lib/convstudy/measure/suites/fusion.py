@@ -16,15 +16,13 @@ from convstudy.program.capture import Replay
 from convstudy.program.inference import Inference
 from convstudy.program.program import Program
 
-# What a launch is for, by how its kernel's name begins; filters of 1 x 1 are transposed
-# convolutions, and what makes operands ready or adds up sums belongs to its convolution.
+# What a launch is for, by how its kernel's name begins. Others serve convolutions, transposed
+# ones and linear layers alike: the program knows whose they are.
 _FUNCTIONS = {
     "batchnorm_": "batch norm",
     "relu_": "ReLU",
     "maxpool_": "pooling",
     "upsample_": "up-convolution",
-    "bias_": "up-convolution",
-    "matrix_transpose_": "up-convolution",
     "head_": "head",
     "loss_": "loss",
     "gradient_": "optimiser",
@@ -32,8 +30,9 @@ _FUNCTIONS = {
     "rmsprop_": "optimiser",
     "adamw_": "optimiser",
     "images_": "images",
+    "add_": "residual sum",
+    "avgpool_": "pooling",
 }
-_PASSES = tuple(f"conv2d_{which}_" for which in ("fprop", "dgrad", "wgrad"))
 
 
 def cases(options):
@@ -60,7 +59,7 @@ def _case(labels, run):
 
 
 def functions(program):
-    """Return what each step of a U-Net's program is for: a row of Table 1, or what training adds.
+    """Return what each step of a program is for: a row of Table 1, or what training adds.
 
     Parameters
     ----------
@@ -70,20 +69,10 @@ def functions(program):
     -------
     list of str
     """
-    found = [_function(launch) for launch, _ in program.steps]
-    for i, (launch, _) in enumerate(program.steps):
-        if launch.kernel.startswith("conv2d_operand_"):
-            found[i] = next(each for each in found[i:] if each)
-        elif launch.kernel.startswith("conv2d_splits_"):
-            found[i] = found[i - 1]
-    return found
-
-
-def _function(launch):
-    if launch.kernel.startswith(_PASSES):
-        is_one = dict(launch.defines).get("FILTER_R") == 1
-        return "up-convolution" if is_one else "convolution"
-    return next((name for start, name in _FUNCTIONS.items() if launch.kernel.startswith(start)), "")
+    return [
+        next((each for start, each in _FUNCTIONS.items() if launch.kernel.startswith(start)), own)
+        for (launch, _), own in zip(program.steps, program.functions, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
