@@ -69,12 +69,15 @@ def test_classifiers_are_fused():
     assert kinds.count(fuse.Convolution) == 53
     assert kinds[1] is fuse.Pooling
     assert kinds[-2:] == [fuse.Averaging, fuse.Linear]
-    # One behind each block's sum, and between its convolutions.
-    sums = [each for each in operations if isinstance(each, fuse.Sum)]
-    assert len(sums) == 16
-    assert all(each.relu for each in sums)
     convolutions = [each for each in operations if isinstance(each, fuse.Convolution)]
-    assert sum(each.relu for each in convolutions) == 1 + 2 * 16
+    sums = [each for each in convolutions if each.residual]
+    assert len(sums) == 16
+    # One behind each block's sum, and between its convolutions.
+    assert all(each.relu for each in sums)
+    assert sum(each.relu for each in convolutions) == 1 + 3 * 16
+    # What is added is there by then.
+    places = {each.y: place for place, each in enumerate(operations)}
+    assert all(places[each.residual] < places[each.y] for each in sums)
     assert operations[-1].y is found.output
     assert not operations[-1].relu
 
