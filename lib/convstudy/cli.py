@@ -11,7 +11,7 @@ def main(argv=None):
     """Run one command and return its exit status: 0, 1 where it failed, 2 where it was misused."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        return _on_ranks(arguments) or 0
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
         if arguments.traceback:
             raise
@@ -20,6 +20,24 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("convstudy: stopped", file=sys.stderr)
         return 130
+
+
+def _on_ranks(arguments):
+    """Run a command on this rank, the only one unless a launcher has started more."""
+    from convstudy.parallel import launch
+
+    if launch.started_ranks() == 1:
+        return arguments.run(arguments)
+
+    def run(ranks):
+        def check():
+            if arguments.run is not _train:
+                raise ValueError("of all commands, only train runs on several ranks")
+
+        ranks.together(check)
+        return arguments.run(arguments, ranks)
+
+    return launch.run(run)
 
 
 def _parser():
@@ -208,23 +226,26 @@ def _readme(_):
     readme.README.write_text(readme.rewrite(readme.README.read_text()))
 
 
-def _train(arguments):
-    from pathlib import Path
-
+def _train(arguments, ranks=None):
+    from convstudy.parallel.communicator import Alone
     from convstudy.train import recipe
-    from convstudy.train.checkpoints import Checkpoints
 
-    given = _pairs(arguments.given)
-    folder = Path(given.pop("folder", recipe.FOLDER))
-    begins_anew = recipe.value("anew", given.pop("anew", "no"), bool)
-    chosen = recipe.Recipe.of(given)
+    ranks = ranks or Alone()
+    chosen, sharing, folder, begins_anew = ranks.together(lambda: _training(arguments))
+    is_first = ranks.rank == 0
     if arguments.list:
-        print(recipe.described(chosen))
+        if is_first:
+            print(f"{recipe.described(chosen)}\n{sharing}")
         return
-    if begins_anew:
-        Checkpoints(folder).clear()
-    network, history = recipe.train(chosen, folder)
-    print(
+    ranks.together(lambda: begins_anew and is_first and Checkpoints(folder).clear())
+    if ranks.size == 1:
+        network, history = recipe.train(chosen, folder)
+    else:
+        from convstudy.parallel import training
+
+        network, history = training.train(chosen, sharing, ranks, folder)
+    if is_first:
+        print(
         f"{network} after {len(history.loss)} steps in {history.seconds:.0f} s: "
         f"held-out Dice {history.scores[-1][1]:.3f}\n"
         f"{folder / recipe.WEIGHTS} and {folder / recipe.HISTORY} are written"

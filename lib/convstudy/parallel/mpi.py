@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Ranks that are processes, on one machine or several, and talk by MPI.
+
+MPICH comes as a wheel, so that nothing but pip is needed: `make setup` installs it. On a cluster,
+its own MPI is faster between machines: there mpi4py is built on it.
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from convstudy.parallel.communicator import (
+    Communicator,
+    OverdueError,
+    Request,
+    check_operation,
+)
+
+# How long ranks wait for each other before they give up: one that was stopped never comes.
+PATIENCE_VARIABLE = "CONVSTUDY_PATIENCE_S"
+PATIENCE_S = 600.0
+# A rank that waits asks again after so long at most. The first questions come without a pause.
+_LONGEST_PAUSE_S = 1e-3
+_QUESTIONS_AT_ONCE = 20
+
+
+class Mpi(Communicator):
+    """The ranks of an MPI communicator; arrays are NumPy's.
+
+    MPI waits busily, which takes a core from a rank that works where there are more ranks than
+    cores. So everything here is begun without waiting and asked for from time to time, and a rank
+    that never comes is an error and no hang.
+
+    Parameters
+    ----------
+    communicator : mpi4py.MPI.Comm, optional
+        All ranks, if not given.
+    patience_s : float, optional
+        How long to wait for the other ranks; `PATIENCE_S` if neither given nor in the environment
+        variable `PATIENCE_VARIABLE`.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py, or an MPI, is not installed.
+    """
+
+    def __init__(self, communicator=None, patience_s=None):
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._comm = MPI.COMM_WORLD if communicator is None else communicator
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self.patience_s = _patience() if patience_s is None else patience_s
+        self._operations = {"sum": MPI.SUM, "mean": MPI.SUM}
+
+    def start_all_reduce(self, array, operation="sum"):
+        check_operation(operation)
+        _check("all_reduce", array)
+        begun = self._comm.Iallreduce(self._mpi.IN_PLACE, array, self._mpi.SUM)
+
+        def finish():
+            if operation == "mean":
+                array[...] /= self.size
+
+        return self._request(begun, "all_reduce", finish)
+
+    def broadcast(self, array, root=0):
+        _check("broadcast", array)
+        self._request(self._comm.Ibcast(array, root), "broadcast").wait()
+        return array
+
+    def all_gather(self, part, out):
+        _check("all_gather", part, out)
+        _check_parts("all_gather", out, part, self.size)
+        self._request(self._comm.Iallgather(part, out), "all_gather").wait()
+
+    def reduce_scatter(self, parts, out):
+        _check("reduce_scatter", parts, out)
+        _check_parts("reduce_scatter", parts, out, self.size)
+        begun = self._comm.Ireduce_scatter_block(parts, out, self._mpi.SUM)
+        self._request(begun, "reduce_scatter").wait()
+
+    def send(self, array, to):
+        _check("send", array)
+        self._request(self._comm.Issend(array, to), f"send to rank {to}").wait()
+
+    def receive(self, array, source):
+        _check("receive", array)
+        self._request(self._comm.Irecv(array, source), f"receive from rank {source}").wait()
+        return array
+
+    def barrier(self):
+        self._request(self._comm.Ibarrier(), "barrier").wait()
+
+    def split(self, color):
+        return Mpi(self._comm.Split(color, self.rank), self.patience_s)
+
+    def abort(self, reason):
+        print(f"convstudy: rank {self.rank} of {self.size}: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        self._mpi.COMM_WORLD.Abort(1)
+
+    def _request(self, begun, what, finish=None):
+        def overdue():
+            return OverdueError(
+                f"rank {self.rank} of {self.size} has waited {self.patience_s:g} s for the others "
+                f"in {what}; one of them stands still, or does something else. Where that long is "
+                f"right, set {PATIENCE_VARIABLE} to more seconds"
+            )
+
+        return _Begun(begun, self.patience_s, overdue, finish)
+
+
+class _Begun(Request):
+    """A request of MPI's."""
+
+    def __init__(self, request, patience_s, overdue, finish):
+        self._request, self._patience_s = request, patience_s
+        self._overdue, self._finish = overdue, finish
+
+    def advance(self):
+        if self._request is not None and self._request.Test():
+            self._request = None
+            if self._finish:
+                self._finish()
+        return self._request is None
+
+    def wait(self):
+        asked, until = 0, time.monotonic() + self._patience_s
+        while not self.advance():
+            asked += 1
+            more = max(0, asked - _QUESTIONS_AT_ONCE)
+            time.sleep(min(_LONGEST_PAUSE_S, more * 1e-5))
+            if time.monotonic() > until:
+                raise self._overdue()
+
+
+def _patience():
+    word = os.environ.get(PATIENCE_VARIABLE, "")
+    try:
+        patience = float(word or PATIENCE_S)
+    except ValueError:
+        patience = 0
+    if not patience > 0:
+        raise ValueError(f"{PATIENCE_VARIABLE}={word}: it has to be a number of seconds above 0")
+    return patience
+
+
+def _check(what, *arrays):
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+            raise TypeError(
+                f"Mpi.{what}: it takes C-contiguous NumPy arrays, got "
+                f"{type(array).__name__}; arrays on a GPU are for Nccl"
+            )
+
+
+def _check_parts(what, parts, part, size):
+    if parts.shape != (size, *part.shape) or parts.dtype != part.dtype:
+        raise ValueError(
+            f"Mpi.{what}: {size} parts are {part.dtype} of shape {(size, *part.shape)}, got "
+            f"{parts.dtype} of shape {parts.shape}"
+        )
