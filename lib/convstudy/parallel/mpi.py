@@ -5,6 +5,7 @@ MPICH comes as a wheel, so that nothing but pip is needed: `make setup` installs
 its own MPI is faster between machines: there mpi4py is built on it.
 """
 
+import faulthandler
 import os
 import sys
 import time
@@ -48,13 +49,10 @@ class Mpi(Communicator):
     """
 
     def __init__(self, communicator=None, patience_s=None):
-        from mpi4py import MPI
-
-        self._mpi = MPI
-        self._comm = MPI.COMM_WORLD if communicator is None else communicator
-        self.rank, self.size = self._comm.rank, self._comm.size
         self.patience_s = _patience() if patience_s is None else patience_s
-        self._operations = {"sum": MPI.SUM, "mean": MPI.SUM}
+        self._mpi = _opened(self.patience_s)
+        self._comm = self._mpi.COMM_WORLD if communicator is None else communicator
+        self.rank, self.size = self._comm.rank, self._comm.size
 
     def start_all_reduce(self, array, operation="sum"):
         check_operation(operation)
@@ -136,6 +134,21 @@ class _Begun(Request):
             time.sleep(min(_LONGEST_PAUSE_S, more * 1e-5))
             if time.monotonic() > until:
                 raise self._overdue()
+
+
+def _opened(patience_s):
+    """Return mpi4py's module, which finds the other ranks when it is first imported.
+
+    It waits for them inside MPI, where Python cannot interrupt it: a rank that never starts has
+    this one ended from outside.
+    """
+    if "mpi4py.MPI" not in sys.modules:
+        faulthandler.dump_traceback_later(patience_s, exit=True, file=sys.__stderr__)
+    try:
+        from mpi4py import MPI
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return MPI
 
 
 def _patience():
