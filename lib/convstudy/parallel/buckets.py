@@ -71,7 +71,7 @@ class Buckets:
             places[name] = slice(at, at + math.prod(shape))
             at = places[name].stop
         # From the end, so that the last bucket is the one that is small.
-        members, limit = [[]], last
+        members, limit = [[]], min(last, most)
         for name in reversed(shapes):
             held = places[members[-1][-1]].stop - places[name].start if members[-1] else 0
             if held * _ITEM_BYTES > limit:

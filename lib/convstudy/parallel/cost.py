@@ -147,25 +147,27 @@ class Processor:
         item : int
             Bytes of an activation.
         """
-        images, seconds = np.array(points, np.float64).T
-        if len(set(images)) < 2:
+        if len({images for images, _ in points}) < 2:
             raise ValueError(
                 "Processor.fitted: it takes times of at least two batch sizes; measure another"
             )
-        # By the size of what was measured, or small batches would count for nothing.
-        weights = 1 / seconds
-        each, fixed = np.polyfit(images, seconds, 1, w=weights)
-        if fixed < 0:
-            fixed, each = 0.0, float(np.average(seconds / images))
-        free = replace(peak, call_s=0.0)
-        passes = 1 + _BACKWARD if training else 1
-        ideal = passes * sum(free.seconds(*layer.work(1, item=item)) for layer in layers)
-        if training:
-            fixed = max(0.0, fixed - _update_s(peak, sum(layer.weights for layer in layers)))
-        share = ideal / float(each)
-        return cls(
-            peak.flops_per_s * share, peak.bytes_per_s * share, float(fixed) / passes / len(layers)
+        # A time is what the data sheet makes of it, over that share, and so many calls: two
+        # unknowns. Each time counts by its own size, or small batches would count for nothing.
+        free, called = replace(peak, call_s=0.0), cls(math.inf, math.inf, 1.0)
+        terms = np.array(
+            [
+                [
+                    predict(layers, images, Cut(), each, training=training, item=item).seconds
+                    / seconds
+                    for each in (free, called)
+                ]
+                for images, seconds in points
+            ]
         )
+        (slower, call_s), *_ = np.linalg.lstsq(terms, np.ones(len(points)), rcond=None)
+        if call_s < 0:
+            slower, call_s = 1 / terms[:, 0].mean(), 0.0
+        return cls(peak.flops_per_s / slower, peak.bytes_per_s / slower, float(call_s))
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,8 @@ class Layer:
 
     def work(self, images, share=1, item=_FLOAT):
         """Return (FLOPs, bytes) of one of `share` ranks that have the same images."""
-        moved = self.inputs + _PASSES * self.outputs / share
-        return self.flops * images / share, item * images * moved
+        passing = images * (self.inputs + _PASSES * self.outputs / share)
+        return self.flops * images / share, item * (passing + self.weights / share)
 
 
 def layers(network, h, w):
@@ -346,12 +348,14 @@ def predict(
         )
     step = _Step(cut, math.ceil(batch / cut.images), processor, cluster, item, synchronised)
     for layer in layers:
-        step.forward(layer, layer is layers[0])
+        step.wait(layer, layer is layers[0])
+        step.forward(layer)
     if training:
         queue = _Gradients(layers, cut, cluster, gradient_item, bucket_bytes)
         for layer in reversed(layers):
-            step.backward(layer, layer is layers[0])
+            step.backward(layer)
             queue.ready(layer, step.now)
+            step.wait(layer, layer is layers[0])
         step.sent += queue.sent
         exposed = max(0.0, queue.free_at - step.now)
         own = sum(la.weights / (cut.model if _is_cut(la, cut) else 1) for la in layers)
@@ -375,19 +379,17 @@ class _Step:
     def now(self):
         return self.compute + self.waits
 
-    def forward(self, layer, is_first):
-        self._wait(layer, is_first)
+    def forward(self, layer):
         self._compute(layer, 1)
 
-    def backward(self, layer, is_first):
+    def backward(self, layer):
         self._compute(layer, _BACKWARD)
-        self._wait(layer, is_first)
 
     def _compute(self, layer, times):
         work = layer.work(self._rows_images(layer), self._share(layer), self.item)
         self.compute += times * self.processor.seconds(*work)
 
-    def _wait(self, layer, is_first):
+    def wait(self, layer, is_first):
         """Wait for a layer's input, or for the sum of its input's gradients, and for norms."""
         needs = _is_cut(layer, self.cut) or _is_cut_at(layer.below, self.cut)
         if needs and not (is_first and self.cut.cut_from == 0):
