@@ -14,6 +14,7 @@ JOBS     ?= 2
 NOTEBOOK ?=
 MACHINE  ?=
 SUITE    ?=
+TOOL     ?=
 
 VENV := .venv
 ifeq ($(CONDA_DEFAULT_ENV),convstudy)  # environment.yml has set everything up
@@ -27,15 +28,15 @@ STUDY := $(BIN)/python -m convstudy
 
 # Whatever else is set on the command line (`make figures chunks=8`) is a parameter of the
 # notebooks, or an option of the suites: passed on one by one, quoted for the shell.
-OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE VENV BIN READY STUDY
+OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE TOOL VENV BIN READY STUDY
 quote    = '$(subst ','\'',$(1))'
 one      = $(if $(filter command,$(origin $(1))),$(call quote,$(1)=$(value $(1))))
 GIVEN    = $(foreach name,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(call one,$(name)))
 SELECTED = $(if $(NOTEBOOK),--notebook $(call quote,$(NOTEBOOK)))
 FROM     = $(if $(MACHINE),--machine $(call quote,$(MACHINE)))
 
-.PHONY: help setup figures test test-gpu lab train measure doctor data-check notebooks readme lock lint \
-	format clean
+.PHONY: help setup figures test test-gpu sanitize lab train measure doctor data-check notebooks \
+	readme lock lint format clean
 
 help:  ## list what there is to do
 	@echo "A study of tiled and data-parallel GPU convolutions. make ..."
@@ -60,6 +61,9 @@ test: $(READY) lint  ## all that CI does: style, layering, tests, notebooks; the
 
 test-gpu: $(READY)  ## the tests that need a GPU, on a machine that has one
 	@$(BIN)/python -m pytest -m gpu lib/tests
+
+sanitize: $(READY)  ## every kernel under compute-sanitizer, on a machine with a GPU; TOOL= names some tools
+	@$(STUDY) sanitize $(if $(TOOL),$(call quote,$(TOOL)))
 
 lab: $(READY)  ## open the study in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00-*.ipynb

@@ -76,6 +76,13 @@ def _parser():
     measure.add_argument("--quick", action="store_true", help="fewer repetitions")
     measure.add_argument("--list", action="store_true", help="list the suites and their options")
 
+    sanitize = command("sanitize", _sanitize, "run every kernel under compute-sanitizer")
+    sanitize.add_argument(
+        "tools", nargs="?", default="", help="memcheck, racecheck, initcheck, synccheck (all)"
+    )
+    sanitize.add_argument(
+        "--bare", action="store_true", help="without any tool: what the tools are given to run"
+    )
     command("doctor", _doctor, "say what this machine has, and how to get the rest")
     command("data-check", _data_check, "check the image sets, and say what is missing")
     notebooks = command("notebooks", _notebooks, "execute the committed notebooks, in place")
@@ -195,6 +202,15 @@ def _run(suites, machine, given, quick):
     return status
 
 
+def _sanitize(arguments):
+    from convstudy.sanitize import tools
+
+    if arguments.bare:
+        return tools.run_bare()
+    named = [tool.strip() for tool in arguments.tools.split(",")] if arguments.tools else ()
+    return tools.check(named or tools.TOOLS)
+
+
 def _doctor(_):
     from convstudy import doctor
 
@@ -229,9 +245,9 @@ def _readme(_):
 
 
 def _train(arguments, ranks=None):
+    from convstudy import recipe
     from convstudy.parallel import training
     from convstudy.parallel.communicator import Alone
-    from convstudy.train import recipe
     from convstudy.train.checkpoints import Checkpoints
 
     ranks = ranks or Alone()
@@ -258,9 +274,9 @@ def _training(arguments, ranks):
     """Return (recipe, sharing, folder, whether to begin anew) as given on the command line."""
     from pathlib import Path
 
+    from convstudy import recipe
     from convstudy.parallel.grid import check_grid
     from convstudy.parallel.training import Sharing
-    from convstudy.train import recipe
 
     given = _pairs(arguments.given)
     folder = Path(given.pop("folder", recipe.FOLDER))

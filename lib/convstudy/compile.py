@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convstudy import emulator, paths
+from convstudy import driver, emulator, paths
 from convstudy.device import array_module, devices, empty
 
 # The oldest and the newest chips that the study's kernels must run on, and the one in between on
@@ -69,9 +69,18 @@ def architectures(kernel):
     return (_HOPPER,) if _is_for_hopper(kernel) else ARCHITECTURES
 
 
-@functools.cache
 def _is_for_hopper(kernel):
-    return '#line 1 "hopper.cuh"' in source(kernel)
+    return _includes(kernel, "hopper.cuh")
+
+
+@functools.cache
+def _includes(kernel, file):
+    return f'#line 1 "{file}"' in source(kernel)
+
+
+def _overlaps(kernel, device):
+    """Return whether `kernel` may begin before the one before it has ended."""
+    return device.compute_capability >= (9, 0) and _includes(kernel, "overlap.cuh")
 
 
 def source_sha256(kernel, defines=()):
@@ -222,7 +231,12 @@ class Launch:
         arguments += [_scalar(value) for value in self.scalars]
         if device.is_gpu:
             function = _on_gpu(self.kernel, self.defines, device, self.shared_bytes)
-            with array_module(device).cuda.Device(device.index):
+            cuda = array_module(device).cuda
+            with cuda.Device(device.index):
+                if _overlaps(self.kernel, device):
+                    stream = cuda.get_current_stream().ptr
+                    geometry = self.grid, self.block, self.shared_bytes, stream
+                    return driver.launch_overlapping(function.kernel.ptr, *geometry, arguments)
                 return function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
         function = _on_emulator(self.kernel, self.defines, checked)
         return function(self.grid, self.block, arguments, shared_bytes=self.shared_bytes)

@@ -121,6 +121,24 @@ def _read(cupy, index):
     )
 
 
+def recorded(gpu):
+    """Return the GPU that a record's field `gpus` tells of, as far as it does: to plan by.
+
+    Memory's bandwidth is no part of it.
+    """
+    return Device(
+        "gpu",
+        gpu["name"],
+        gpu["index"],
+        tuple(map(int, gpu["compute_capability"].split("."))),
+        gpu["sm_count"],
+        gpu["shared_bytes_per_block"],
+        gpu["l2_bytes"],
+        gpu["memory_bytes"],
+        1e6 * (gpu["clocks_mhz"]["sm_max"] or 0),
+    )
+
+
 def why_no_gpu():
     """Return one sentence that says why there is no GPU here, and how to get one seen."""
     if _cupy() is None:
@@ -129,6 +147,15 @@ def why_no_gpu():
         "CuPy finds no CUDA device here; a GPU needs NVIDIA's driver 580 or later "
         "(`make doctor` says what is missing)"
     )
+
+
+def why_no_blas():
+    """Return why CuPy cannot multiply matrices here, and how it can; None where it can."""
+    try:
+        from cupy_backends.cuda.libs import cublas  # noqa: F401
+    except ImportError:
+        return "CuPy finds no cuBLAS; `make setup EXTRAS=torch` brings it"
+    return None
 
 
 def require_gpu(who, count=1):
@@ -183,6 +210,21 @@ def empty(shape, device, dtype=np.float32):
     cupy = _cupy()
     with cupy.cuda.Device(device.index):
         return cupy.empty(shape, dtype)
+
+
+def allocate_plainly():
+    """Let CuPy ask CUDA for every array from here on, and keep no memory for later ones."""
+    _cupy().cuda.set_allocator(None)
+
+
+def release_memory(device, share=0.25):
+    """Give back to a GPU what CuPy keeps for later arrays, where that is more than a share of it.
+
+    Nothing that was captured as a graph may still be replayed: its temporaries lie there.
+    """
+    pool = _cupy().get_default_memory_pool()
+    if pool.total_bytes() > share * device.memory_bytes:
+        pool.free_all_blocks()
 
 
 def device_of(array):

@@ -7,9 +7,12 @@ GPU; the CPU emulator reads the plain fields of `_EMULATED`.
 
 import ctypes
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from convstudy import driver
 
 _BYTES = 128
 # Of a line of a box: the widest pattern of exchanged chunks there is.
@@ -39,7 +42,7 @@ _EMULATED = np.dtype(
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A view of a contiguous array, in boxes whose lines are 128 bytes.
+    """A view of an array, in boxes whose lines are 128 bytes.
 
     Attributes
     ----------
@@ -55,6 +58,9 @@ class TensorMap:
         from the first of the array's, and where the last does, from the array's last.
     steps : (int, int)
         Pixels from one output to the next along W and H, of an im2col map.
+    pitches : tuple of int or None
+        Elements from one to the next along each dimension but the innermost; by default, the array
+        is contiguous.
 
     Notes
     -----
@@ -67,6 +73,7 @@ class TensorMap:
     lower: tuple[int, int] | None = None
     upper: tuple[int, int] | None = None
     steps: tuple[int, int] = (1, 1)
+    pitches: tuple[int, ...] | None = None
 
     @property
     def element_bytes(self):
@@ -75,10 +82,8 @@ class TensorMap:
     @property
     def strides(self):
         """Bytes from one element to the next, along each dimension but the innermost."""
-        return tuple(
-            int(np.prod(self.sizes[:i], dtype=np.int64)) * self.element_bytes
-            for i in range(1, len(self.sizes))
-        )
+        pitches = self.pitches or [math.prod(self.sizes[:i]) for i in range(1, len(self.sizes))]
+        return tuple(pitch * self.element_bytes for pitch in pitches)
 
     def of(self, array, device):
         """Return the argument by which a kernel on `device` sees `array`."""
@@ -87,6 +92,13 @@ class TensorMap:
         return self._emulated(array)
 
     def _emulated(self, array):
+        strides = (self.element_bytes, *self.strides)
+        reach = sum((n - 1) * step for n, step in zip(self.sizes, strides, strict=True))
+        if reach + self.element_bytes > array.nbytes:
+            raise ValueError(
+                f"TensorMap: {self.sizes} elements reach {reach + self.element_bytes} bytes far; "
+                f"the array has {array.nbytes}"
+            )
         fields = np.zeros(1, _EMULATED)
         fields["address"] = array.ctypes.data
         fields["sizes"] = _filled(self.sizes, 4, 1)
@@ -110,11 +122,6 @@ def _array(kind, values):
     return (kind * len(values))(*values)
 
 
-@functools.cache
-def _driver():
-    return ctypes.CDLL("libcuda.so.1")
-
-
 @functools.lru_cache(maxsize=4096)
 def _encoded(view, address):
     # The driver wants it on a multiple of 64 bytes, which NumPy does not promise.
@@ -133,11 +140,11 @@ def _encoded(view, address):
     )
     tail = (0, _SWIZZLE_128_BYTES, _L2_256_BYTES, 0)
     if view.lower is None:
-        status = _driver().cuTensorMapEncodeTiled(
+        status = driver.library().cuTensorMapEncodeTiled(
             *head, _array(u32, view.box), _array(u32, (1,) * rank), *tail
         )
     else:
-        status = _driver().cuTensorMapEncodeIm2col(
+        status = driver.library().cuTensorMapEncodeIm2col(
             *head,
             _array(i32, view.lower),
             _array(i32, view.upper),

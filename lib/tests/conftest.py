@@ -5,8 +5,9 @@ import zlib
 
 import numpy as np
 import pytest
+from nhwc_arrays import Bench
 
-from convstudy.device import devices, why_no_gpu
+from convstudy.device import EMULATOR, devices, get_device, why_no_gpu
 
 
 def pytest_configure(config):
@@ -29,3 +30,14 @@ def pytest_collection_modifyitems(items):
 def rng(request):
     """Random numbers: others for every test, the same on every run."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(lambda: EMULATOR, id="emulator"),
+        pytest.param(get_device, id="gpu", marks=pytest.mark.gpu),
+    ]
+)
+def bench(request):
+    """Where a test of kernels runs them: on the emulator, and on a GPU where there is one."""
+    return Bench(request.param())

@@ -92,6 +92,31 @@ def test_tolerance_admits_results_rounded_to_bf16_and_no_coarser(rng):
             tolerance.assert_close(coarse, truth, products, **limits)
 
 
+def test_an_output_is_held_to_its_own_scale_too(rng):
+    # A row of numbers a millionth as large as the others, and one that no product reaches.
+    terms, scales = 27, np.array([1, 1, 1, 1e-6, 0])[:, None]
+    x, w = rng.standard_normal((2, 5, 90, terms))
+    x *= scales[:, :, None]
+    truth = np.einsum("rit,rit->ri", x, w)
+    own = np.sqrt(np.einsum("rit,rit->ri", x**2, w**2))
+    for dtype, precision in ((np.float32, "fp32"), (BFLOAT16, "bf16")):
+        limits = {"dtype": np.float32, "precision": precision}
+        actual = truth.astype(dtype).astype(float)
+        tolerance.assert_close(actual, truth, terms, own=own, **limits)
+        wrong = actual.copy()
+        for row in (3, 4):
+            wrong[row] = actual[row] + 1e-7  # a stray product of small numbers
+            tolerance.assert_close(wrong, truth, terms, **limits)
+            with pytest.raises(AssertionError, match="exceeds the tolerance"):
+                tolerance.assert_close(wrong, truth, terms, own=own, **limits)
+            wrong = actual.copy()
+        # Where an output's scale is larger than most, nothing is granted that was not before.
+        loose = actual + 9 * tolerance.tolerance(np.float32, terms, precision=precision)
+        with pytest.raises(AssertionError, match="exceeds the tolerance"):
+            tolerance.assert_close(loose * scales, truth, terms, own=1e9 + own, **limits)
+    assert tolerance.relative_error(truth, truth, own) == 0
+
+
 def test_tolerance_never_passes_nan_and_refuses_nonsense():
     assert tolerance.relative_error(np.array([1.0, np.nan]), np.ones(2)) == math.inf
     assert tolerance.relative_error(np.empty(0), np.empty(0)) == 0

@@ -9,9 +9,11 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from convstudy.compile import Launch
-from convstudy.conv import cpu, direct, gemm, halo, hopper
+from convstudy.compile import Launch, source_sha256
+from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned
+from convstudy.conv.epilogue import PLAIN, fits
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -19,6 +21,9 @@ _STATIC_SHARED_BYTES = 48 * 1024
 _MOST_BLOCKS = 2**31 - 1
 _FLOAT32 = ("fp32", "tf32")
 _ANY_PRECISION = (*_FLOAT32, "bf16")
+# A kernel is tried even where all its choices are estimated to be slow: its own best one, unless
+# that is so many times as slow as the best of all.
+_FARTHEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Algorithm:
     accepts : callable
         ``accepts(problem, device) -> (ok, reason)``; the reason of a refusal says the limit.
     plan : callable or None
-        ``plan(problem, device) -> Launch`` of a kernel.
+        ``plan(problem, device) -> Launch`` of a kernel; ``plan(problem, device, choice)`` of one
+        that has choices.
     compute : callable or None
         ``compute(problem, ...)`` of a CPU algorithm.
     which : {"fprop", "dgrad", "wgrad"}
@@ -45,6 +51,12 @@ class Algorithm:
         come with bf16, and no others.
     cost : callable or None
         ``cost(problem, device)`` estimates the cycles of a kernel, to choose by.
+    choices : callable or None
+        ``choices(problem, device)`` lists how a kernel's work can be cut, and
+    estimate : callable or None
+        ``estimate(problem, device, choice)`` the cycles of one of them, to tell which to try.
+    takes_epilogue : callable or None
+        ``takes_epilogue(epilogue)`` says whether its plan takes an `Epilogue` such as that.
     """
 
     id: str
@@ -56,13 +68,22 @@ class Algorithm:
     layouts: tuple[str, ...] = ("NCHW",)
     precisions: tuple[str, ...] = _FLOAT32
     cost: Callable | None = None
+    choices: Callable | None = None
+    estimate: Callable | None = None
+    takes_epilogue: Callable | None = None
 
-    def supports(self, problem, device):
+    def supports(self, problem, device, epilogue=PLAIN):
         """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
         if problem.layout not in self.layouts:
             return False, f"it takes {' or '.join(self.layouts)}; the arrays are {problem.layout}"
         if problem.precision not in self.precisions:
             return False, f"it does not compute {problem.precision} ({problem.dtype} arrays)"
+        if epilogue != PLAIN:
+            if self.takes_epilogue is None or not self.takes_epilogue(epilogue):
+                return False, f"it cannot end with {epilogue}"
+            ok, reason = fits(epilogue, problem, self.which)
+            if not ok:
+                return ok, reason
         return self.accepts(problem, device)
 
 
@@ -237,6 +258,9 @@ def _row(family, kernel, idea):
         ok, reason = _on_kernels(problem, device)
         return family.supports(kernel, problem, device) if ok else (ok, reason)
 
+    def own(name):
+        return functools.partial(getattr(family, name), kernel) if hasattr(family, name) else None
+
     return Algorithm(
         kernel,
         idea,
@@ -245,7 +269,10 @@ def _row(family, kernel, idea):
         which=kernel.split("_")[1],
         layouts=("NHWC",),
         precisions=_ANY_PRECISION if family.takes_bf16(kernel) else _FLOAT32,
-        cost=functools.partial(family.cost, kernel) if hasattr(family, "cost") else None,
+        cost=own("cost"),
+        choices=own("choices"),
+        estimate=own("estimate"),
+        takes_epilogue=own("takes_epilogue"),
     )
 
 
@@ -341,8 +368,19 @@ def get_algorithm(name):
 
 
 @functools.cache
-def plan(name, problem, device):
+def plan(name, problem, device, choice=None, epilogue=PLAIN):
     """Return the `Launch` of kernel `name` for `problem` on `device`.
+
+    Parameters
+    ----------
+    name : str
+    problem : ConvProblem
+    device : Device
+    choice : object, optional
+        One of those that the kernel's row lists; by default the tuned one where that kernel was
+        found fastest, else the one that is estimated to cost least.
+    epilogue : Epilogue
+        How it is to end.
 
     Raises
     ------
@@ -350,30 +388,95 @@ def plan(name, problem, device):
         Where the algorithm refuses the problem; the message is its reason.
     """
     row = get_algorithm(name)
-    ok, reason = row.supports(problem, device)
+    ok, reason = row.supports(problem, device, epilogue)
     if not ok:
         raise ValueError(f"{name} refuses {problem} on {device.name}: {reason}")
-    return row.plan(problem, device)
+    if choice is None:
+        found, _ = _tuned(problem, device, row.which)
+        choice = found.choice if found and found.id == name else None
+    return _plan(row, problem, device, choice, epilogue)
+
+
+def _plan(row, problem, device, choice, epilogue=PLAIN):
+    given = {} if choice is None else {"choice": choice}
+    if epilogue != PLAIN:
+        given["epilogue"] = epilogue
+    return row.plan(problem, device, **given)
+
+
+class Candidate(NamedTuple):
+    """A kernel, and one of its choices; None where it has but one way."""
+
+    id: str
+    choice: object = None
+
+    def __str__(self):
+        return f"{self.id} {tuned.text(self.choice)}".rstrip()
 
 
 @functools.cache
-def choose(problem, device, which="fprop"):
-    """Return the id of the algorithm that "auto" takes.
+def _tuned(problem, device, which):
+    """Return the `Candidate` that was found fastest, or None; and where it comes from, or why."""
+    found = tuned.find(which, problem, device)
+    if found is None:
+        return None, "this GPU's tuned table does not have it" if tuned.has_table(device) else ""
+    row = ALGORITHMS.get(found.algorithm)
+    if row is None or not row.supports(problem, device)[0]:
+        return None, f"tuned for {found.algorithm}, which does not take it now"
+    choice = tuned.parse(found.choice, row.choices(problem, device)) if found.choice else None
+    if found.choice and choice is None:
+        return None, f"tuned for {found.choice} of {found.algorithm}, which it no longer offers"
+    launch = _plan(row, problem, device, choice)
+    if source_sha256(launch.kernel, launch.defines) != found.source_sha256:
+        return None, f"tuned for a {found.algorithm} that has changed since {found.record}"
+    return Candidate(row.id, choice), f"tuned: {1e6 * found.seconds:.1f} µs, {found.tried} tried"
 
-    It is the last row that does not refuse; or, where that row and others say what they cost, the
-    one among them that costs least.
-    """
-    rows = [row for row in _ROWS if row.which == which and row.supports(problem, device)[0]]
+
+def _able(problem, device, which, epilogue=PLAIN):
+    rows = [
+        row for row in _ROWS if row.which == which and row.supports(problem, device, epilogue)[0]
+    ]
     if not rows:
         raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
+    return rows
+
+
+def _estimated(rows, problem, device):
+    """Return the id that is taken where nothing was tuned, and how it was found."""
     if rows[-1].cost is None:
-        return rows[-1].id
-    estimated = [row for row in reversed(rows) if row.cost]
-    return min(estimated, key=lambda row: row.cost(problem, device)).id
+        return rows[-1].id, "the last rung that takes it"
+    costly = [row for row in reversed(rows) if row.cost]
+    return min(costly, key=lambda row: row.cost(problem, device)).id, "estimated"
+
+
+@functools.cache
+def _chosen(problem, device, which, epilogue=PLAIN):
+    """Return the id that "auto" takes, and why."""
+    found, why = _tuned(problem, device, which)
+    if found and ALGORITHMS[found.id].supports(problem, device, epilogue)[0]:
+        return found.id, why
+    name, how = _estimated(_able(problem, device, which, epilogue), problem, device)
+    return name, f"{how}; {why}" if why else how
+
+
+def read_again():
+    """Forget what records were read: what was tuned a moment ago counts from here on."""
+    for known in (tuned.read_again, plan.cache_clear, _tuned.cache_clear, _chosen.cache_clear):
+        known()
+
+
+def choose(problem, device, which="fprop", epilogue=PLAIN):
+    """Return the id of the algorithm that "auto" takes.
+
+    It is the one that was found fastest for this problem on GPUs of this name (suite "tuning"),
+    unless its source has changed since. Where there is no such record, it is the last row that
+    does not refuse; or, where that row and others say what they cost, the one that costs least.
+    """
+    return _chosen(problem, device, which, epilogue)[0]
 
 
 def explain(problem, device=CPU, which="fprop"):
-    """Return one line an algorithm: chosen, possible, or refused and why.
+    """Return one line an algorithm: chosen and why, possible, or refused and why.
 
     Parameters
     ----------
@@ -381,15 +484,60 @@ def explain(problem, device=CPU, which="fprop"):
     device : Device
     which : {"fprop", "dgrad", "wgrad"}
     """
-    chosen = choose(problem, device, which)
+    chosen, why = _chosen(problem, device, which)
+    found, _ = _tuned(problem, device, which)
+    if found and found.choice:
+        why += f", {tuned.text(found.choice)}"
     lines = []
     for row in _ROWS:
         if row.which != which:
             continue
         ok, reason = row.supports(problem, device)
-        state = "chosen" if row.id == chosen else "possible" if ok else f"refused: {reason}"
-        lines.append(f"{row.id}: {row.idea}; {state}")
+        state = "possible" if ok else f"refused: {reason}"
+        lines.append(f"{row.id}: {row.idea}; {f'chosen ({why})' if row.id == chosen else state}")
     return "\n".join(lines)
+
+
+def candidates(problem, device, which="fprop", within=1.6, most=12):
+    """Return what is worth timing, in the order in which the estimates prefer it.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    device : Device
+    which : {"fprop", "dgrad", "wgrad"}
+    within : float
+        Choices that are estimated to take more than so many times the least are left out, but for
+        each kernel's own best.
+    most : int
+        How many are returned at most; each kernel's own best comes before others' second.
+
+    Returns
+    -------
+    list of Candidate
+        First what is taken where nothing was tuned.
+    """
+    rows = [row for row in _able(problem, device, which) if row.plan]
+    first, _ = _estimated(rows, problem, device)
+    ranked = [
+        (row.estimate(problem, device, choice) if row.estimate else math.inf, row.id, choice)
+        for row in rows
+        for choice in (row.choices(problem, device) if row.estimate else (None,))
+    ]
+    ranked.sort(key=lambda each: each[0])
+    least, own = ranked[0][0], {}
+    for each in ranked:
+        own.setdefault(each[1], each)
+
+    def is_tried(cycles, name):
+        # What a kernel without estimates would take is not known.
+        return name == first or cycles == math.inf or cycles <= _FARTHEST * least
+
+    favourites = [each for each in own.values() if is_tried(*each[:2])]
+    others = [e for e in ranked if e[0] <= within * least and e not in own.values()]
+    kept = favourites + others[: max(0, most - len(favourites))]
+    kept.sort(key=lambda each: (each is not own[first], each[0]))
+    return [Candidate(name, choice) for _, name, choice in kept]
 
 
 def kernels_for(problem, device=EMULATOR, which="fprop"):

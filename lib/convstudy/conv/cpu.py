@@ -7,6 +7,7 @@ layout NCHW take another through `in_layout`, and bfloat16 through `in_float32`.
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,8 @@ from convstudy.problem import ConvProblem
 # and twice of it 5%: smaller blocks make matrices too narrow for BLAS, larger ones fall out of
 # the cache between their writing and their reading (AMD Zen 5, 1 MiB of L2, 32 MiB of L3).
 _BLOCK = 2**20
+# Floats whose copying takes longer than to tell a thread of it.
+_LEAST_COPY = 2**16
 
 
 def plain(problem, x, w, bias, out):
@@ -69,9 +72,11 @@ def blas(problem, x, w, bias, out):
 
     Notes
     -----
-    The product runs on the threads that BLAS is set to (`limit_threads`); unfolding is copying,
-    a tenth of the time, and runs on one. The unfolded input is R S times the input, so it is made
-    block by block; a block is some rows of the output, or part of one row where that is too long.
+    The product runs on the threads that BLAS is set to (`limit_threads`), and so does unfolding,
+    which is copying: left to one, it would stay as it is while products shrink with more threads.
+    To share out whole blocks, one thread for the product of each, took a third longer on two.
+    The unfolded input is R S times the input, so it is made block by block; a block is some rows
+    of the output, or part of one row where that is too long.
     """
     filters = w.reshape(problem.k, problem.terms)
     results = out.reshape(problem.n, problem.k, problem.p * problem.q)
@@ -132,11 +137,24 @@ def _unfolded(problem, x, outputs):
         windows = _windows(problem, image)
         for i, j in itertools.product(range(0, p, rows), range(0, q, columns)):
             block = windows[..., i : i + rows, j : j + columns]
-            unfolded = buffer[: block.size].reshape(block.shape)
-            np.copyto(unfolded, block)
+            # An image under filters of one pixel is unfolded as it lies.
+            if not block.flags.c_contiguous:
+                unfolded = buffer[: block.size].reshape(block.shape)
+                _copy(unfolded, block)
+                block = unfolded
             # The block's outputs lie side by side: they are whole rows, or all in one row.
             first, count = i * q + j, block.size // taps
-            yield output, slice(first, first + count), unfolded.reshape(taps, count)
+            yield output, slice(first, first + count), block.reshape(taps, count)
+
+
+def _copy(to, block):
+    """Copy a block, its channels shared out to threads: NumPy lets others run meanwhile."""
+    count = min(threads(), len(block), block.size // _LEAST_COPY)
+    if count < 2:
+        np.copyto(to, block)
+        return
+    parts = [slice(i * len(block) // count, (i + 1) * len(block) // count) for i in range(count)]
+    list(_workers(count).map(lambda part: np.copyto(to[part], block[part]), parts))
 
 
 def in_layout(compute):
@@ -189,6 +207,11 @@ def _windows(problem, image):
         (channel, row, pixel, stride_h * row, stride_w * pixel),
         writeable=False,
     )
+
+
+@functools.cache
+def _workers(count):
+    return ThreadPoolExecutor(count, thread_name_prefix="copy")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 
 from convstudy.compile import Launch, Sequence
 from convstudy.conv import gemm
+from convstudy.conv.epilogue import PLAIN
 
 _MOST = 2**31 - 1
 _MOST_CHANNELS = 4
@@ -96,10 +97,15 @@ def best(which, problem, device):
     return {"fprop": _fprop, "dgrad": _dgrad, "wgrad": _wgrad}[which](problem, device)
 
 
-def plan(kernel, problem, device):
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: its results stay in one piece."""
+    return not (epilogue.pitch or epilogue.source)
+
+
+def plan(kernel, problem, device, epilogue=PLAIN):
     """Return the launch of a kernel of rung 9, or several that add up to its result."""
     if problem.dtype != "float32":
-        return _widened(kernel, problem, device)
+        return _widened(kernel, problem, device, epilogue)
     p, which = problem, _which(kernel)
     cut = best(which, p, device)
     defines = (
@@ -111,6 +117,7 @@ def plan(kernel, problem, device):
         ("VECTOR", 1 if p.k % 4 else 4),
         ("WARPS", cut.warps),
         *cut.defines,
+        *epilogue.constants,
     )
     launch = Launch(
         kernel,
@@ -128,14 +135,15 @@ def plan(kernel, problem, device):
     return launch if math.prod(cut.parts) == 1 else _with_sums(launch, p.k * p.terms, *cut.parts)
 
 
-def _widened(kernel, problem, device):
+def _widened(kernel, problem, device, epilogue):
     """Return the launches for bf16: fp32 of both operands, those for fp32, and bf16 of the result.
 
     Of an input of few channels and its filters that is little to move; of the other operand, or
     the result, as much as the convolution itself.
     """
     p, which = problem, _which(kernel)
-    inner = plan(kernel, replace(p, dtype="float32", precision="fp32"), device)
+    own = replace(epilogue, wide=False)
+    inner = plan(kernel, replace(p, dtype="float32", precision="fp32"), device, own)
     shapes = {
         "fprop": (p.x_shape, p.w_shape, p.y_shape),
         "dgrad": (p.y_shape, p.w_shape, p.x_shape),
@@ -145,12 +153,14 @@ def _widened(kernel, problem, device):
     result = 3 if which == "fprop" else 2
     wide = tuple(result + 1 + i for i in range(3))
     steps = [(_widen(math.prod(shapes[i])), (i, wide[i])) for i in range(2)]
-    given = (*wide[:2], bias, wide[2]) if which == "fprop" else wide
+    last = result if epilogue.wide else wide[2]
+    given = (*wide[:2], bias, last) if which == "fprop" else (*wide[:2], last)
     own = inner.steps if isinstance(inner, Sequence) else ((inner, tuple(range(len(given)))),)
     temporaries = inner.temporaries if isinstance(inner, Sequence) else ()
     places = (*given, *(wide[2] + 1 + i for i in range(len(temporaries))))
     steps += [(launch, tuple(None if i is None else places[i] for i in at)) for launch, at in own]
-    steps.append((gemm.total(math.prod(shapes[2]), 1, 1, p.dtype), (wide[2], None, result)))
+    if not epilogue.wide:
+        steps.append((gemm.total(math.prod(shapes[2]), 1, 1, p), (wide[2], None, result)))
     return Sequence(tuple(steps), (*shapes, *temporaries), 2 + getattr(inner, "main", 0))
 
 

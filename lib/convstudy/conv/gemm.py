@@ -3,11 +3,13 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from convstudy.compile import Launch, Sequence
+from convstudy.conv.epilogue import PLAIN
 
 _MOST_BLOCKS = 2**31 - 1
 # A line of a tile that runs along depth has as many bytes, and so has a vector.
@@ -34,6 +36,13 @@ class _Tile:
     @property
     def threads(self):
         return 32 * self.warps_m * self.warps_n
+
+
+class Choice(NamedTuple):
+    """A tile, and over how many blocks each sum is split."""
+
+    tile: object
+    splits: int
 
 
 @dataclass(frozen=True)
@@ -160,18 +169,31 @@ def _pass(kernel):
     return kernel.split("_")[1]
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the tile, and over how many blocks each sum is split, that cost least."""
+def choices(kernel, problem, device):
+    """Return all `Choice` worth a try."""
     needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
-    choices = [
-        (tile, splits)
+    return [
+        Choice(tile, splits)
         for tile in family.tiles
         if needed.shared_bytes(tile, family.stages) <= device.shared_bytes_per_block
         for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
         if splits == 1 or (family.splits and 4 * splits <= needed.steps)
     ]
-    return min(choices, key=lambda choice: _cost(needed, family, *choice, device))
+
+
+@functools.cache
+def best(kernel, problem, device):
+    """Return the `Choice` that costs least."""
+    return min(
+        choices(kernel, problem, device),
+        key=lambda choice: estimate(kernel, problem, device, choice),
+    )
+
+
+def estimate(kernel, problem, device, choice):
+    """Estimate the cycles of a choice."""
+    needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
+    return _cost(needed, family, *choice, device)
 
 
 def _cost(needed, family, tile, splits, device):
@@ -192,17 +214,22 @@ def _cost(needed, family, tile, splits, device):
     return multiplying + 3000 * rounds + parts
 
 
-def plan(kernel, problem, device, choice=None):
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: the tensor cores' do, in every way."""
+    return _rung(kernel) == "8_mma"
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launch of `kernel`, with a second one that adds up where sums are split.
 
-    `choice` is a tile and a number of splits, by default the `best`.
+    `choice` is one of `choices`, by default the `best`.
     """
     needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
     tile, splits = choice or best(kernel, problem, device)
     p = problem
     vector = _VECTOR_BYTES // p.itemsize
     # Parts of sums are fp32.
-    vector_out = family.vector_out if splits == 1 else 2
+    vector_out = family.vector_out if splits == 1 and not epilogue.wide else 2
     defines = (
         ("FILTER_R", p.r),
         ("FILTER_S", p.s),
@@ -229,23 +256,44 @@ def plan(kernel, problem, device, choice=None):
         needed.shared_bytes(tile, family.stages),
     )
     launch = Launch(*main)
+    if epilogue.source:
+        launch = replace(launch, defines=(*launch.defines, *epilogue.source.constants))
     if splits == 1:
-        return launch
+        return with_epilogue(launch, epilogue)
     size = needed.rows * needed.columns
     # Of x, w, bias, y and the parts; or of two operands, the result and the parts.
     fprop = _pass(kernel) == "fprop"
     main, adds = ((0, 1, None, 4), (4, 2, 3)) if fprop else ((0, 1, 3), (3, None, 2))
-    steps = (launch, main), (total(size, splits, needed.columns, p.dtype), adds)
+    adding = total(size, splits, needed.columns, p, epilogue)
+    steps = (launch, main), (adding, adds)
     return Sequence(steps, ((splits * size,),), 0)
 
 
-def total(size, splits, columns, dtype):
-    """Return the launch that adds up `splits` parts of `size` numbers each."""
+def with_epilogue(launch, epilogue):
+    """Return `launch` of a kernel that ends as `epilogue` says."""
+    return replace(
+        launch,
+        scalars=(*launch.scalars, *epilogue.sizes),
+        defines=(*launch.defines, *epilogue.constants),
+    )
+
+
+def total(size, splits, columns, problem, epilogue=PLAIN):
+    """Return the launch that adds up `splits` parts of `size` numbers each of a result."""
     threads, each = 256, 4
+    is_bf16 = problem.dtype == "bfloat16" and not epilogue.wide
     return Launch(
         "conv2d_splits_1_sum",
         (math.ceil(size / (threads * each)),),
         (threads,),
-        (np.int64(size), splits, columns),
-        (("THREADS", threads), ("EACH", each), *((("BF16", 1),) if dtype == "bfloat16" else ())),
+        (
+            *(np.int64(size), splits, columns),
+            *((problem.p, problem.q) if epilogue.scatter else ()),
+            *epilogue.sizes,
+        ),
+        (
+            *(("THREADS", threads), ("EACH", each)),
+            *((("BF16", 1),) if is_bf16 else ()),
+            *replace(epilogue, wide=False).constants,
+        ),
     )

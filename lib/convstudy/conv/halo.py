@@ -3,9 +3,11 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 from convstudy.compile import Launch, Sequence
-from convstudy.conv import hopper
+from convstudy.conv import gemm, hopper
+from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # conv2d_wgmma.cuh's and conv2d_halo.cuh's constants.
@@ -50,20 +52,29 @@ def supports(kernel, problem, device):
     return True, ""
 
 
+class Choice(NamedTuple):
+    """How many columns a tile has."""
+
+    columns: int
+
+
 def choices(kernel, problem, device):
-    """Return all numbers of columns worth a try."""
-    return [n for n in _COLUMNS if _stages(problem, n) >= _FEWEST_STAGES]
+    """Return all `Choice` worth a try."""
+    return [Choice(n) for n in _COLUMNS if _stages(problem, n) >= _FEWEST_STAGES]
 
 
 @functools.cache
 def best(kernel, problem, device):
-    """Return how many columns a tile has."""
-    return min(choices(kernel, problem, device), key=lambda n: _cost(kernel, problem, n, device))
+    """Return the `Choice` that costs least."""
+    return min(
+        choices(kernel, problem, device),
+        key=lambda choice: estimate(kernel, problem, device, choice),
+    )
 
 
 def cost(kernel, problem, device):
     """Estimate the cycles of the best choice."""
-    return _cost(kernel, problem, best(kernel, problem, device), device)
+    return estimate(kernel, problem, device, best(kernel, problem, device))
 
 
 def _sizes(which, problem):
@@ -82,9 +93,9 @@ def _steps(which, problem):
     return problem.r * problem.s * _sizes(which, problem)[3] // hopper.depth(problem)
 
 
-def _cost(kernel, problem, columns, device):
+def estimate(kernel, problem, device, choice):
     """Estimate the cycles of a choice as `hopper` does, whose constants are 7% too much here."""
-    which = _which(kernel)
+    (columns,), which = choice, _which(kernel)
     rounds = math.ceil(_blocks(which, problem, columns) / device.sm_count)
     taps = problem.r * problem.s
     loading = LINE_BYTES * (columns + _patch_lines(problem) / taps) / 48
@@ -95,10 +106,15 @@ def _cost(kernel, problem, columns, device):
     return 0.93 * cycles
 
 
-def plan(kernel, problem, device, choice=None):
-    """Return the launch of a kernel of rung 11; `choice` is a number of columns, or the `best`."""
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: in every way, if its input is whole."""
+    return not epilogue.source
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
+    """Return the launch of a kernel of rung 11; `choice` is one of `choices`, or the `best`."""
     p, which = problem, _which(kernel)
-    columns = choice or best(kernel, problem, device)
+    (columns,) = choice or best(kernel, problem, device)
     stages, dtype = _stages(p, columns), hopper.map_dtype(p)
     lines = hopper.depth(p)
     taps, patch = p.r * p.s, (_PATCH + p.s - 1, _PATCH + p.r - 1, 1)
@@ -132,6 +148,7 @@ def plan(kernel, problem, device, choice=None):
         + 16,
         (pixels, filters),
     )
+    main = gemm.with_epilogue(main, epilogue)
     if not ready:
         return main
     launch, shape = ready

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convstudy.compile import Launch, Sequence
 from convstudy.conv import gemm
+from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
 # What blocks of one multiprocessor share, less what the system takes of each, and the barriers.
@@ -116,8 +117,6 @@ def _which(kernel):
 def supports(kernel, problem, device):
     """Return (ok, reason) for a kernel of rung 10; its name says which pass it is."""
     p, which = problem, _which(kernel)
-    if device.kind == "emulator":
-        return False, "the emulator has neither the TMA nor wgmma; it runs on a Hopper GPU"
     if device.compute_capability != (9, 0):
         return False, f"it needs Hopper's wgmma (compute capability 9.0); {device.name} has none"
     if which == "dgrad" and p.stride != (1, 1):
@@ -139,14 +138,15 @@ def supports(kernel, problem, device):
 
 @functools.cache
 def best(kernel, problem, device):
-    """Return the tile, and over how many blocks each sum is split, that cost least."""
+    """Return the `gemm.Choice` that costs least."""
     return min(
-        choices(kernel, problem, device), key=lambda each: _cost(kernel, problem, *each, device)
+        choices(kernel, problem, device),
+        key=lambda choice: estimate(kernel, problem, device, choice),
     )
 
 
 def choices(kernel, problem, device):
-    """Return all (tile, splits) worth a try."""
+    """Return all `gemm.Choice` worth a try."""
     which, terms = _which(kernel), _terms(problem)
     tiles = _TILES_SPLIT if terms == 3 else _TILES_WHOLE
     if which == "dgrad" and problem.precision == "tf32":
@@ -158,22 +158,24 @@ def choices(kernel, problem, device):
         slots, blocks = device.sm_count * tile.blocks, needed.blocks(tile)
         most = min(_MOST_SPLITS, math.ceil(needed.depth / depth(problem)) // 2)
         splits = {1, *_CLUSTERS, *(times * slots // blocks for times in (1, 2, 3))}
-        found += [(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most]
+        found += [
+            gemm.Choice(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most
+        ]
     return found
 
 
 def cost(kernel, problem, device):
     """Estimate the cycles of the best choice."""
-    return _cost(kernel, problem, *best(kernel, problem, device), device)
+    return estimate(kernel, problem, device, best(kernel, problem, device))
 
 
-def _cost(kernel, problem, tile, splits, device):
+def estimate(kernel, problem, device, choice):
     """Estimate the cycles of a choice, to compare choices by.
 
     The constants are fitted to 3,000 timings of U-Net's layers on an H200, for 1 and 16 images;
     what it chooses takes 0 to 7% longer, over the 18 layers, than the best of those timed.
     """
-    which, terms = _which(kernel), _terms(problem)
+    (tile, splits), which, terms = choice, _which(kernel), _terms(problem)
     needed, cluster = _product(which, problem, tile), _cluster(tile, splits, terms, device)
     items = needed.blocks(tile) * splits
     together = min(tile.blocks, math.ceil(items / device.sm_count))
@@ -204,8 +206,13 @@ def _bytes_made_ready(which, problem, tile, terms):
     return 4 * numbers * (3 if terms == 3 else 2)
 
 
-def plan(kernel, problem, device, choice=None):
-    """Return the launches of a kernel of rung 10; `choice` is a tile and splits, or the `best`."""
+def takes_epilogue(kernel, epilogue):
+    """Return whether `kernel` can end so: in every way."""
+    return True
+
+
+def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
+    """Return the launches of a kernel of rung 10; `choice` is one of `choices`, or the `best`."""
     p, which, terms = problem, _which(kernel), _terms(problem)
     tile, splits = choice or best(kernel, problem, device)
     needed, cluster = _product(which, p, tile), _cluster(tile, splits, terms, device)
@@ -225,7 +232,7 @@ def plan(kernel, problem, device, choice=None):
         ("CLUSTER", cluster),
         *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
     )
-    ready, maps = _OPERANDS[which](p, tile, terms)
+    ready, maps = _OPERANDS[which](p, tile, terms, epilogue.source)
     main = Launch(
         kernel,
         (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks // cluster * cluster),),
@@ -235,10 +242,12 @@ def plan(kernel, problem, device, choice=None):
         tile.shared_bytes(terms, cluster),
         maps,
     )
-    return _sequence(which, ready, main, needed, splits // cluster, p.dtype)
+    if splits == cluster:
+        main = gemm.with_epilogue(main, epilogue)
+    return _sequence(which, ready, main, needed, splits // cluster, p, epilogue)
 
 
-def _sequence(which, ready, main, needed, splits, dtype):
+def _sequence(which, ready, main, needed, splits, problem, epilogue):
     """Return `main` between what makes its second operand ready and what adds its parts."""
     given = 4 if which == "fprop" else 3
     steps, temporaries, second = [], [], 1
@@ -253,7 +262,8 @@ def _sequence(which, ready, main, needed, splits, dtype):
     if splits > 1:
         size = needed.rows * needed.columns
         temporaries.append((splits * size,))
-        steps.append((gemm.total(size, splits, needed.columns, dtype), (out, bias, result)))
+        adding = gemm.total(size, splits, needed.columns, problem, epilogue)
+        steps.append((adding, (out, bias, result)))
     if len(steps) == 1:
         return main
     return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)
@@ -283,13 +293,14 @@ def lines_map(dtype, sizes, lines):
     return TensorMap(dtype, sizes, (LINE_BYTES // (2 if dtype == "bfloat16" else 4), lines))
 
 
-def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1)):
+def _pixels(dtype, sizes, pixels, lower, upper, steps=(1, 1), source=None):
     """Return the im2col map of an array of `sizes` (channels, width, height, images)."""
     channels = LINE_BYTES // (2 if dtype == "bfloat16" else 4)
-    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps)
+    pitches = (source.pitch, source.line, source.image) if source else None
+    return TensorMap(dtype, sizes, (channels, pixels), lower, upper, steps, pitches)
 
 
-def _x_map(problem, dtype, pixels):
+def _x_map(problem, dtype, pixels, source):
     p = problem
     lower = (-p.padding[1], -p.padding[0])
     upper = tuple(
@@ -298,17 +309,17 @@ def _x_map(problem, dtype, pixels):
             (p.q, p.p), p.stride[::-1], lower, (p.w, p.h), strict=True
         )
     )
-    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1])
+    return _pixels(dtype, (p.c, p.w, p.h, p.n), pixels, lower, upper, p.stride[::-1], source)
 
 
-def _fprop(problem, tile, terms):
+def _fprop(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     ready = make_ready(p.k, p.terms, False, terms, True) if terms == 3 else None
     w_lines = p.k * (2 if terms == 3 else 1)
-    return ready, (_x_map(p, dtype, tile.m), lines_map(dtype, (p.terms, w_lines), tile.n))
+    return ready, (_x_map(p, dtype, tile.m, source), lines_map(dtype, (p.terms, w_lines), tile.n))
 
 
-def _dgrad(problem, tile, terms):
+def _dgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     taps, channels = p.r * p.s, LINE_BYTES // p.itemsize
     lower = (p.padding[1] - (p.s - 1), p.padding[0] - (p.r - 1))
@@ -322,10 +333,10 @@ def _dgrad(problem, tile, terms):
     return ready, (dy, lines_map(dtype, (taps * p.k, w_lines), tile.n))
 
 
-def _wgrad(problem, tile, terms):
+def _wgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     pixels = p.n * p.p * p.q
-    x = _x_map(p, dtype if terms == 1 else "float32", depth(p))
+    x = _x_map(p, dtype if terms == 1 else "float32", depth(p), source)
     if dtype == "bfloat16":
         return None, (x, lines_map(dtype, (p.k, pixels), 64))
     ready = make_ready(p.k, pixels, True, terms, False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The NumPy twin of every convolution algorithm: short, vectorised, in the input's own type.
 
-Arrays lie as NCHW and KCRS.
+Arrays lie as NCHW and KCRS. NumPy's functions take CuPy's arrays too, and work on their GPU.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def conv2d(x, w, bias=None, stride=(1, 1), padding=(0, 0)):
     p = (h + 2 * pad_h - r) // stride_h + 1
     q = (width + 2 * pad_w - s) // stride_w + 1
     padded = np.pad(x, ((0, 0), (0, 0), (pad_h, pad_h), (pad_w, pad_w)))
-    y = np.zeros((n, k, p, q), dtype=x.dtype)
+    y = np.zeros_like(x, shape=(n, k, p, q), order="C")
     for i in range(r):
         for j in range(s):
             window = padded[:, :, i : i + stride_h * p : stride_h, j : j + stride_w * q : stride_w]
@@ -55,7 +55,8 @@ def conv2d_dgrad(dy, w, size, stride=(1, 1), padding=(0, 0)):
     n, _, p, q = dy.shape
     _, c, r, s = w.shape
     (h, width), (stride_h, stride_w), (pad_h, pad_w) = size, stride, padding
-    padded = np.zeros((n, c, h + 2 * pad_h, width + 2 * pad_w), dtype=dy.dtype)
+    shape = n, c, h + 2 * pad_h, width + 2 * pad_w
+    padded = np.zeros_like(dy, shape=shape, order="C")
     for i in range(r):
         for j in range(s):
             window = padded[:, :, i : i + stride_h * p : stride_h, j : j + stride_w * q : stride_w]
@@ -81,7 +82,7 @@ def conv2d_wgrad(x, dy, size, stride=(1, 1), padding=(0, 0)):
     _, k, p, q = dy.shape
     (r, s), (stride_h, stride_w), (pad_h, pad_w) = size, stride, padding
     padded = np.pad(x, ((0, 0), (0, 0), (pad_h, pad_h), (pad_w, pad_w)))
-    dw = np.empty((k, x.shape[1], r, s), dtype=x.dtype)
+    dw = np.empty_like(x, shape=(k, x.shape[1], r, s), order="C")
     for i in range(r):
         for j in range(s):
             window = padded[:, :, i : i + stride_h * p : stride_h, j : j + stride_w * q : stride_w]

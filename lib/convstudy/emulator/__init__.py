@@ -44,28 +44,41 @@ MisalignedAccess
     A vector or a number at an address that is no multiple of its size.
 SharedRace, GlobalRace
     Two threads at one address, one of them writing, and no barrier between: `__syncthreads()` for
-    a block, `__syncwarp()`, a shuffle or a vote for the lanes that take part in it. Nothing orders
-    the blocks of a launch. It does not take luck: the order is judged, not observed. Atomics do not
-    race with each other; but what they order otherwise (a flag, a ticket) is not understood, and
-    plain accesses that rely on it are called a race.
+    a block, `__syncwarp()`, a shuffle or a vote for the lanes that take part in it, a barrier of
+    phases (mbarrier) for those who arrive and those who wait. Nothing orders the blocks of a
+    launch. It does not take luck: the order is judged, not observed. Atomics do not race with each
+    other; but what they order otherwise (a flag, a ticket) is not understood, and plain accesses
+    that rely on it are called a race.
+
+    A copy of the TMA is known to who has waited for it at its barrier, and a warpgroup reads its
+    operands until its products have been waited for: a stage that is read too soon, or overwritten
+    too soon, is a race like any other.
 UninitialisedShared
     Shared memory read before any thread of the block wrote it. It also starts as NaN bytes. What
     an asynchronous copy is to bring counts as unwritten until its thread has waited for it.
 DivergentBarrier, Deadlock
     Threads of a block at different barriers (told apart by their line), or gone while others
-    wait; lanes waiting for lanes that never come. In both modes.
+    wait; lanes waiting for lanes that never come; threads waiting for a phase that never ends,
+    because arrivals or bytes are missing. In both modes.
+EmulatorFault
+    A barrier of phases of which the TMA was not told, or at which more arrive than it waits for;
+    a copy by a map of another kind; products without `wgmma_fence()`, or of what threads wrote to
+    shared memory (they would need a fence that no kernel here has).
 
 What it cannot say
 ------------------
 Nothing about time: no clocks, bank conflicts, occupancy or caches (`clock64` is a mere counter).
-Nothing about the memory model beyond barriers: fences are accepted, their absence is not noticed.
+Nothing about the memory model beyond barriers: `__threadfence()` is accepted, and not missed.
 An access beyond one array that happens to hit another argument, or that leaves one part of
 dynamic shared memory for another, is taken for what it hits. A thread that spins on a flag spins
 for ever. Races are sought with the last write and the last two readers of each 4 bytes, so one of
 several may go unnamed until another is mended. Special functions (`rsqrtf`, `__expf`) round as
 the CPU's library does, not as a GPU; tensor cores drop what does not fit a sum, each GPU in a way
-of its own. Inline PTX is refused by name, but for what ``kernels/ptx.cuh`` wraps (ptx_cpu.h); so
-are CUDA's headers, cluster launches and textures (the compiler does not know them).
+of its own. Registers of a product may be written while it is under way. Of the phases of a barrier
+only two are told apart, as on a GPU: who waits a round too late may be found as a deadlock, or not.
+Inline PTX is refused by name, but for what ``kernels/ptx.cuh`` and ``kernels/hopper.cuh`` wrap
+(ptx_cpu.h, hopper_cpu.h); so are clusters, whose blocks would have to run at the same time, and
+CUDA's headers and textures (the compiler does not know them).
 
 Counts are of the loads that g++ leaves: one whose value nothing can have changed since is not
 made again, in a loop either, as on a GPU; which ones nvcc finds may differ. Requests and sectors

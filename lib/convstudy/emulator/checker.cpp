@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "lines.h"
+
 namespace emu {
 
 // ---- shadow memory ------------------------------------------------------------------------------
@@ -21,11 +23,15 @@ Shadow::~Shadow() {
 
 Checker::Checker(Worker& w)
     : w_(w),
-      known_((w.threads + WARP - 1) / WARP * WARP),
+      first_barrier_((w.threads + WARP - 1) / WARP * WARP),
+      actors_(first_barrier_ + MAX_BARRIERS),
+      known_(w.threads, Knowledge(actors_)),
+      all_(actors_),
       shared_(w.module.shared),
       nest_(*w.launch),
       paths_(w.threads, Path(nest_)) {
-    written_.resize(w.module.shared.end - w.module.shared.begin);
+    const Range& shared = w.module.shared;
+    written_.resize(shared.end - shared.begin);
     // Arrays that overlap (one passed twice, say) share one shadow.
     std::vector<Range> ranges(w.launch->arrays, w.launch->arrays + w.launch->array_count);
     std::sort(ranges.begin(), ranges.end(),
@@ -42,32 +48,70 @@ Checker::Checker(Worker& w)
 void Checker::begin_block() {
     block_synchronised();
     std::fill(written_.begin(), written_.end(), 0);
+    meetings_.clear();
     for (Path& path : paths_) path.reset();
 }
 
-void Checker::block_synchronised() { block_time_ = time_++; }
+// Adds to what `to` knows of the actors from `begin` to `end`.
+static void learn(std::vector<uint32_t>& to, const std::vector<uint32_t>& from, uint32_t begin,
+                  uint32_t end) {
+    for (uint32_t i = begin; i < end; i++) to[i] = std::max(to[i], from[i]);
+}
+
+void Checker::block_synchronised() {
+    block_time_ = time_++;
+    // Of copies, all know now what any of them knew.
+    if (meetings_.empty()) return;
+    std::fill(all_.begin() + first_barrier_, all_.end(), 0);
+    for (const Knowledge& known : known_) learn(all_, known, first_barrier_, actors_);
+    for (Knowledge& known : known_) learn(known, all_, first_barrier_, actors_);
+}
 
 void Checker::warp_synchronised(uint32_t warp, uint32_t lanes) {
-    // What any of them knew of the warp's threads, all of them know now; and of each other, all.
-    auto* of = &known_[warp * WARP];
-    std::array<uint32_t, WARP> all{};
-    for (unsigned i = 0; i < WARP; i++) {
-        if (!(lanes >> i & 1)) continue;
-        for (unsigned j = 0; j < WARP; j++) all[j] = std::max(all[j], of[i][j]);
-    }
+    // What any of them knew, all of them know now; and of each other, all. Without barriers of
+    // phases they know of no other warp.
+    const uint32_t first = warp * WARP;
+    const uint32_t begin = meetings_.empty() ? first : 0;
+    const uint32_t end = meetings_.empty() ? first + WARP : actors_;
+    std::fill(all_.begin() + begin, all_.begin() + end, 0);
     for (unsigned i = 0; i < WARP; i++)
-        if (lanes >> i & 1) all[i] = time_;
+        if (lanes >> i & 1) learn(all_, known_[first + i], begin, end);
     for (unsigned i = 0; i < WARP; i++)
-        if (lanes >> i & 1) of[i] = all;
+        if (lanes >> i & 1) all_[first + i] = time_;
+    for (unsigned i = 0; i < WARP; i++)
+        if (lanes >> i & 1)
+            std::copy(all_.begin() + begin, all_.begin() + end, known_[first + i].begin() + begin);
     time_++;
+}
+
+Checker::Meeting& Checker::meeting(uint32_t barrier) {
+    while (meetings_.size() <= barrier)
+        meetings_.push_back({Knowledge(actors_), Knowledge(actors_), 0});
+    return meetings_[barrier];
+}
+
+void Checker::arrive(uint32_t barrier) {
+    const uint32_t me = w_.current->number;
+    Knowledge& arrived = meeting(barrier).arrived;
+    learn(arrived, known_[me], 0, actors_);
+    arrived[me] = time_++;
+}
+
+void Checker::end_phase(uint32_t barrier) {
+    Meeting& here = meeting(barrier);
+    here.passed_on = here.arrived;
+}
+
+void Checker::pass(uint32_t barrier) {
+    learn(known_[w_.current->number], meeting(barrier).passed_on, 0, actors_);
 }
 
 // Whether what `before` tells of happened before what the current thread does now.
 bool Checker::ordered(const Touch& before) const {
     if (before.block != w_.block + 1) return before.block == 0;
-    if (before.time <= block_time_) return true;
-    const uint32_t me = w_.current->number, other = before.thread;
-    return me == other || (me / WARP == other / WARP && before.time <= known_[me][other % WARP]);
+    if (before.actor < first_barrier_ && before.time <= block_time_) return true;
+    const uint32_t me = w_.current->number;
+    return me == before.actor || before.time <= known_[me][before.actor];
 }
 
 // ---- one access ---------------------------------------------------------------------------------
@@ -82,20 +126,6 @@ uint16_t Checker::site(uint64_t pc) {
     }
     cached.pc = pc;
     return cached.site = found->second;
-}
-
-Fault Checker::fault(FaultKind kind, uint64_t address, uint32_t size, AccessKind access,
-                     uint64_t pc) const {
-    Fault f{};
-    f.kind = kind;
-    f.sites = 1;
-    f.here = site_of(w_, w_.block, w_.current->number);
-    f.here.access = access;
-    f.here.pc = pc - w_.module.image.begin;
-    f.shared = w_.module.shared;
-    f.address = address;
-    f.size = size;
-    return f;
 }
 
 void Checker::stop(const Fault& fault) {
@@ -121,32 +151,37 @@ Shadow* Checker::array_at(uint64_t address, uint32_t size) {
 }
 
 void Checker::track(Shadow& shadow, uint64_t address, uint32_t size, AccessKind kind, uint64_t pc) {
-    const bool shared = &shadow == &shared_;
-    const uint16_t at = site(pc);
-    const uint64_t end = address + size;
-    for (uint64_t word = address & ~3ull; word < end; word += 4) {
+    track(shadow, {address, size, kind, site(pc), w_.current->number, &shadow == &shared_});
+}
+
+void Checker::track(Shadow& shadow, const Access& access) {
+    const uint64_t begin = access.address, end = begin + access.size;
+    for (uint64_t word = begin & ~3ull; word < end; word += 4) {
         uint8_t bytes = 0xF;
-        if (word < address) bytes &= uint8_t(0xF << (address - word));
+        if (word < begin) bytes &= uint8_t(0xF << (begin - word));
         if (word + 4 > end) bytes &= uint8_t(0xF >> (word + 4 - end));
-        touch(shadow.at(word), bytes, kind, at, shared, address, size);
+        touch(shadow.at(word), bytes, access);
     }
 }
 
-void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, bool shared,
-                    uint64_t address, uint32_t size) {
-    const uint32_t me = w_.current->number, block = w_.block + 1;
+void Checker::touch(Word& word, uint8_t bytes, const Access& access) {
+    const uint32_t block = w_.block + 1;
+    const AccessKind kind = access.kind;
     // Each block has its own shared memory: what an earlier block did there is no concern of this.
-    if (shared && word.write.block != block) word.write = {};
-    if (shared && word.reads[0].block != block) word.reads[0] = {};
-    if (shared && word.reads[1].block != block) word.reads[1] = {};
+    if (access.shared && word.write.block != block) word.write = {};
+    if (access.shared && word.reads[0].block != block) word.reads[0] = {};
+    if (access.shared && word.reads[1].block != block) word.reads[1] = {};
 
     auto conflicts = [&](const Touch& t) { return (t.bytes & bytes) && !ordered(t); };
     auto race = [&](const Touch& before, AccessKind what) {
-        Fault f = fault(shared ? SHARED_RACE : GLOBAL_RACE, address, size, kind, pcs_[site]);
+        Fault f = fault_here(access.shared ? SHARED_RACE : GLOBAL_RACE, access.address, access.size,
+                             kind, pcs_[access.site]);
+        const bool copied = before.actor >= first_barrier_;
         f.sites = 2;
-        f.other = site_of(w_, before.block - 1, before.thread);
+        f.other = site_of(w_, before.block - 1,
+                          copied ? meeting(before.actor - first_barrier_).asker : before.actor);
         f.other.pc = pcs_[before.site] - w_.module.image.begin;
-        f.other.access = what;
+        f.other.access = copied ? COPY : what;
         stop(f);
     };
     if (conflicts(word.write) && !(kind == ATOMIC && word.write.atomic))
@@ -155,9 +190,9 @@ void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, b
         for (const Touch& read : word.reads)
             if (conflicts(read)) race(read, READ);
 
-    Touch now{block, time_, site, uint16_t(me), bytes, uint16_t(kind == ATOMIC)};
+    Touch now{block, time_, access.site, uint16_t(access.actor), bytes, uint16_t(kind == ATOMIC)};
     Touch& last = kind == READ ? word.reads[0] : word.write;
-    const bool mine = last.block == block && last.thread == me;
+    const bool mine = last.block == block && last.actor == access.actor;
     if (mine && last.time == time_) {  // it has not waited since
         now.bytes |= last.bytes;
         now.atomic &= last.atomic;
@@ -167,27 +202,27 @@ void Checker::touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, b
     last = now;
 }
 
+// Notes it where nobody has written yet.
+void Checker::note_reading(uint64_t shared, uint32_t size, AccessKind kind, uint64_t pc) {
+    const bool all_written = !memchr(written_.data() + (shared - w_.module.shared.begin), 0, size);
+    if (!all_written && !unwritten_.kind)
+        unwritten_ = fault_here(UNINITIALISED_SHARED, shared, size, kind, pc);
+}
+
 void Checker::access(uint64_t address, uint32_t size, AccessKind kind, uint64_t pc) {
     const Module& m = w_.module;
     const bool shared = address >= m.shared.begin && address < m.shared.end;
     Shadow* shadow = shared ? &shared_ : array_at(address, size);
     if (!shadow && private_memory(address, size)) return;
-
-    const uint64_t end = address + size;
-    const bool in_room = address < m.room.end && end > m.room.begin;
-    const bool asked_for = address >= m.dynamic.begin && end <= m.dynamic.end;
-    if (!shadow || (shared && (end > m.shared.end || (in_room && !asked_for))))
-        stop(fault(OUT_OF_BOUNDS, address, size, kind, pc));
+    if (!shadow || (shared && !within_shared(m, address, size)))
+        stop(fault_here(OUT_OF_BOUNDS, address, size, kind, pc));
     const bool power_of_two = (size & (size - 1)) == 0;
     if (power_of_two && address % size)
-        stop(fault(MISALIGNED, address, size, kind, pc));
+        stop(fault_here(MISALIGNED, address, size, kind, pc));
 
     if (shared) {
-        auto* written = written_.data() + (address - m.shared.begin);
-        const bool all_written = !memchr(written, 0, size);
-        if (kind != WRITE && !all_written && !unwritten_.kind)
-            unwritten_ = fault(UNINITIALISED_SHARED, address, size, kind, pc);
-        if (kind != READ) memset(written, 1, size);
+        if (kind != WRITE) note_reading(address, size, kind, pc);
+        if (kind != READ) memset(written_.data() + (address - m.shared.begin), 1, size);
     }
     track(*shadow, address, size, kind, pc);
     if (kind == ATOMIC)
@@ -208,8 +243,41 @@ void Checker::end_copy(uint64_t shared, uint32_t size, uint64_t pc) {
     memset(written_.data() + (shared - w_.module.shared.begin), 1, size);
 }
 
+void Checker::copy_line(uint64_t shared, uint32_t barrier, uint64_t pc) {
+    meeting(barrier).asker = w_.current->number;
+    track(shared_, {shared, LINE, COPY, site(pc), first_barrier_ + barrier, true});
+    memset(written_.data() + (shared - w_.module.shared.begin), 1, LINE);
+    count_shared(LINE, WRITE);
+}
+
+void Checker::end_lines(uint32_t barrier, uint64_t bytes, uint64_t sectors) {
+    meeting(barrier).arrived[first_barrier_ + barrier] = time_++;
+    counts.global_loads++;
+    counts.global_load_requests++;
+    counts.global_load_bytes += bytes;
+    counts.global_load_sectors += sectors;
+}
+
+// The TMA writes whole chunks: the first word of one stands for it.
+void Checker::begin_operand(uint64_t chunk, uint64_t pc) {
+    note_reading(chunk, CHUNK, READ, pc);
+    track(shared_, chunk, sizeof(float), READ, pc);
+    const Touch& write = shared_.at(chunk).write;
+    if (write.block && write.actor < first_barrier_)
+        misuse(pc, "multiplies what a thread wrote to shared memory, and not the TMA");
+    count_shared(CHUNK, READ);
+}
+
+void Checker::end_operand(uint64_t chunk, uint64_t pc) {
+    track(shared_, chunk, sizeof(float), READ, pc);
+}
+
+void Checker::use_barrier(uint64_t barrier, AccessKind kind, uint64_t pc) {
+    track(shared_, barrier, 8, kind, pc);
+}
+
 void Checker::bad_index(const char* array, int64_t index, uint64_t pc) {
-    Fault f = fault(INDEX_OUT_OF_BOUNDS, 0, 0, READ, pc);
+    Fault f = fault_here(INDEX_OUT_OF_BOUNDS, 0, 0, READ, pc);
     f.index = index;
     strncpy(f.type, array, sizeof f.type - 1);
     stop(f);

@@ -4,7 +4,6 @@
 // GCC's -fsanitize=thread puts a call before each load and store of the kernel. Its own runtime is
 // not linked: those calls arrive here, with the address (checker.cpp, at the end).
 #pragma once
-#include <array>
 #include <cstdint>
 #include <unordered_map>
 #include <vector>
@@ -19,7 +18,7 @@ struct Touch {
     uint32_t block;  // its number + 1
     uint32_t time;
     uint16_t site;
-    uint16_t thread : 10, bytes : 4, atomic : 1;
+    uint16_t actor : 11, bytes : 4, atomic : 1;  // see Checker
 };
 // The last write, and the reads of the last two threads: one of them is not the next writer.
 struct Word {
@@ -42,6 +41,8 @@ class Shadow {
     Word* words_;
 };
 
+// Who acts is a thread of the block; or, behind the threads, a barrier of phases, for the copies of
+// the TMA that it waits for: what these have done is known to those who know of its phase.
 class Checker {
   public:
     Counts counts{};
@@ -54,6 +55,15 @@ class Checker {
     // from before its beginning to after its end.
     void begin_copy(uint64_t shared, uint32_t size, uint64_t pc);
     void end_copy(uint64_t shared, uint32_t size, uint64_t pc);
+    // The TMA writes a line for the barrier of this number; and it has written all of a copy, for
+    // which it read so much.
+    void copy_line(uint64_t shared, uint32_t barrier, uint64_t pc);
+    void end_lines(uint32_t barrier, uint64_t bytes, uint64_t sectors);
+    // A warpgroup reads a chunk of 16 bytes at some time in between.
+    void begin_operand(uint64_t chunk, uint64_t pc);
+    void end_operand(uint64_t chunk, uint64_t pc);
+    // A barrier of phases is initialised (a write), or used: by all at once, but not while that.
+    void use_barrier(uint64_t barrier, AccessKind kind, uint64_t pc);
     void bad_index(const char* array, int64_t index, uint64_t pc);
 
     Path& path() { return paths_[w_.current->number]; }
@@ -62,6 +72,10 @@ class Checker {
     // The scheduler says so, and time goes on: what came before is ordered before what follows
     void block_synchronised();                             // for all threads of the block,
     void warp_synchronised(uint32_t warp, uint32_t lanes);  // for these lanes.
+    // At a barrier of phases, those who arrive are before those who pass, once a phase has ended.
+    void arrive(uint32_t barrier);
+    void end_phase(uint32_t barrier);
+    void pass(uint32_t barrier);
 
     // A warp cannot go on: all its accesses since it could are grouped into requests.
     void warp_stopped();
@@ -74,8 +88,16 @@ class Checker {
     Worker& w_;
     uint32_t time_ = 1;
     uint32_t block_time_ = 1;  // of the last block barrier
-    // known_[a][b]: up to this time, what thread b of a's warp did is ordered before what a does
-    std::vector<std::array<uint32_t, WARP>> known_;
+    // Up to which time is what each actor did ordered before what is done by who knows this?
+    using Knowledge = std::vector<uint32_t>;
+    const uint32_t first_barrier_, actors_;
+    std::vector<Knowledge> known_;  // by thread
+    Knowledge all_;                 // room for what several know together
+    struct Meeting {
+        Knowledge arrived, passed_on;  // what those know who arrived, and in phases that have ended
+        uint32_t asker;                // who asked for a copy last
+    };
+    std::vector<Meeting> meetings_;  // by barrier of phases; empty where this block has none
 
     std::vector<Shadow> arrays_;
     size_t recent_ = 0;  // the array of the last access: the next is often there
@@ -92,17 +114,25 @@ class Checker {
     std::vector<uint16_t> touched_;   // sites with a request
     struct { uint64_t pc = 0; uint16_t site = 0; } cached_[256];
 
+    struct Access {
+        uint64_t address;
+        uint32_t size;
+        AccessKind kind;
+        uint16_t site;
+        uint32_t actor;
+        bool shared;
+    };
     uint16_t site(uint64_t pc);
+    Meeting& meeting(uint32_t barrier);
     bool ordered(const Touch& before) const;
     void track(Shadow& shadow, uint64_t address, uint32_t size, AccessKind kind, uint64_t pc);
-    void touch(Word& word, uint8_t bytes, AccessKind kind, uint16_t site, bool shared,
-               uint64_t address, uint32_t size);
+    void track(Shadow& shadow, const Access& access);
+    void touch(Word& word, uint8_t bytes, const Access& access);
+    void note_reading(uint64_t shared, uint32_t size, AccessKind kind, uint64_t pc);
     void count_shared(uint32_t size, AccessKind kind);
     void count_global(uint64_t offset, uint32_t size, AccessKind kind, uint64_t pc);
     Shadow* array_at(uint64_t address, uint32_t size);
     bool private_memory(uint64_t address, uint32_t size) const;
-    Fault fault(FaultKind kind, uint64_t address, uint32_t size, AccessKind access,
-                uint64_t pc) const;
     [[noreturn]] void stop(const Fault& fault);
 };
 

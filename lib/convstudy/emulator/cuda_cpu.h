@@ -302,8 +302,9 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
     return unsigned(((unsigned long long)a * b) >> 32);
 }
 
-// ---- PTX instructions that kernels/ptx.cuh wraps ------------------------------------------------
+// ---- PTX instructions that kernels/ptx.cuh and kernels/hopper.cuh wrap --------------------------
 #include "ptx_cpu.h"
+#include "hopper_cpu.h"
 
 // ---- how the loader calls the kernel ------------------------------------------------------------
 namespace emu {

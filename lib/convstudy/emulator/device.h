@@ -52,4 +52,28 @@ EMU_API void copy_async(void* shared, const void* global, unsigned size, unsigne
 EMU_API void commit_copies();
 EMU_API void await_copies(unsigned groups_left);
 
+// Barriers of phases (phases.cpp); who arrives may announce bytes that the phase waits for too.
+EMU_API void phases_init(const void* barrier, int arrivals);
+EMU_API void phases_init_done();
+EMU_API void phases_arrive(const void* barrier, int bytes);
+EMU_API void phases_wait(const void* barrier, unsigned parity, int line);
+
+// Copies of the tensor memory accelerator (tma.cpp).
+EMU_API void copy_box(void* shared, const void* map, const void* barrier, int rank, int x, int y,
+                      int z, int u);
+EMU_API void copy_im2col(void* shared, const void* map, const void* barrier, int c, int w, int h,
+                         int n, int s, int r);
+
+// Products of a warpgroup (wgmma.cpp).
+// How far from where shared memory begins, on whole kilobytes.
+EMU_API unsigned shared_offset(const void* shared);
+// `columns` is the width of the product; `words` are the first operand's where it is in registers.
+EMU_API void warpgroup_tf32(float* d, int columns, const unsigned* words, uint64_t a, uint64_t b,
+                            int add, int line);
+EMU_API void warpgroup_bf16(float* d, int columns, uint64_t a, int across_a, uint64_t b,
+                            int across_b, int add, int line);
+EMU_API void warpgroup_fence();
+EMU_API void warpgroup_commit();
+EMU_API void warpgroup_wait(int groups_left, int line);
+
 }  // namespace emu

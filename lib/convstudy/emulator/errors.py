@@ -47,4 +47,4 @@ class DivergentBarrier(EmulatorFault):
 
 
 class Deadlock(EmulatorFault):
-    """Lanes of a warp wait for lanes that will never arrive."""
+    """Lanes of a warp wait for lanes that will never arrive, or threads for a phase to end."""

@@ -107,9 +107,12 @@ _FAULTS = (
     errors.DivergentBarrier,
     errors.DivergentBarrier,
     errors.Deadlock,
+    errors.Deadlock,
+    errors.EmulatorFault,
 )
-_INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER = 2, 8
-_VERBS = ("reads", "writes", "updates", "waits")
+_INDEX_OUT_OF_BOUNDS, _EXITED_BEFORE_BARRIER, _ENDLESS_PHASE, _MISUSE = 2, 8, 10, 11
+_VERBS = ("reads", "writes", "updates", "waits", "fills")
+_COPY = 4
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,9 @@ class Counts:
         Block barriers, one for each time a block passed one.
     global_loads, global_stores, shared_loads, shared_stores : int or None
         Accesses, one for each thread that made it; a float4 is one of 16 bytes. None where the
-        launch was not checked, as all that follows.
+        launch was not checked, as all that follows. A copy of the TMA is a global load, and a
+        shared store for each line of 128 bytes; of the operands of a warpgroup's product, each 16
+        bytes are a shared load.
     global_load_bytes, global_store_bytes, shared_load_bytes, shared_store_bytes : int or None
         Their sizes, added up.
     atomics : int or None
@@ -381,6 +386,10 @@ class EmulatedKernel:
                 f"{self._where(here)}: {self.entry}: {_who(here)} uses index {fault.index} "
                 f"of an array of type {fault.type.decode()}"
             )
+        if fault.kind == _MISUSE:
+            return f"{self._where(here)}: {self.entry}: {_who(here)} {fault.type.decode()}"
+        if fault.kind == _ENDLESS_PHASE:
+            return f"{start} for the end of a phase that never comes: the barrier is {place}"
         if kind is errors.OutOfBounds:
             return f"{start} {fault.size} bytes out of bounds, {place}"
         if kind is errors.MisalignedAccess:
@@ -389,11 +398,11 @@ class EmulatedKernel:
             return f"{start} shared memory that no thread has written, {place}"
         if kind in (errors.SharedRace, errors.GlobalRace):
             then = f"{_who(other)} {_VERBS[other.access]} it at {self._where(other)}"
-            way_out = (
-                "put __syncthreads() between"
-                if tuple(here.block) == tuple(other.block)
-                else "blocks of one launch are in no order"
-            )
+            way_out = "put __syncthreads() between"
+            if _COPY in (here.access, other.access):
+                way_out = "wait at a barrier of phases between"
+            elif tuple(here.block) != tuple(other.block):
+                way_out = "blocks of one launch are in no order"
             return f"{start} {place}, and {then} with nothing to order the two; {way_out}"
         if kind is errors.Deadlock:
             return f"{start} for lanes of its warp that will never arrive"

@@ -50,9 +50,12 @@ enum FaultKind : uint32_t {
     DIVERGENT_BARRIER,
     EXITED_BEFORE_BARRIER,
     DEADLOCK,
+    ENDLESS_PHASE,
+    MISUSE,
 };
 
-enum AccessKind : uint32_t { READ, WRITE, ATOMIC, WAIT };
+// COPY: what the tensor memory accelerator writes to shared memory.
+enum AccessKind : uint32_t { READ, WRITE, ATOMIC, WAIT, COPY };
 
 // One side of a fault. Either `pc` (an offset in the kernel's .so) or `line` says where.
 struct Site {
@@ -67,7 +70,7 @@ struct Fault {
     Range shared;          // where shared memory lay
     uint64_t address, size;
     int64_t index;       // of INDEX_OUT_OF_BOUNDS
-    char type[128];      // of the array that was indexed
+    char type[128];      // of the array that was indexed; of MISUSE, what is wrong
 };
 
 }  // namespace emu

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdarg>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -16,6 +18,8 @@
 
 #include "async.h"
 #include "checker.h"
+#include "phases.h"
+#include "wgmma.h"
 
 namespace emu {
 
@@ -203,20 +207,26 @@ void start_block(Worker& w, uint64_t number) {
         w.fibers[i].state = READY;
     }
     w.copies->begin_block(w.threads);
+    w.phase_barriers->begin_block();
+    w.products->begin_block(w.threads);
     if (w.checker) w.checker->begin_block();
 }
 
-// Runs the warp that starts at `first` until none of its lanes can go on.
-void run_warp(Worker& w, uint32_t first) {
+// Runs the warp that starts at `first` until none of its lanes can go on; returns whether any did.
+bool run_warp(Worker& w, uint32_t first) {
     Fiber* warp = w.fibers + first;
     const uint32_t size = std::min(WARP, w.threads - first);
+    bool any = false;
     for (bool going = true; going;) {
         uint32_t alive = 0, waiting = 0;
         for (uint32_t i = 0; i < size; i++) {
+            if (warp[i].state == IN_PHASE && warp[i].phases->ended(warp[i].parity))
+                warp[i].state = READY;
             if (warp[i].state == READY) {
+                any = true;
                 w.current = &warp[i];
                 switch_to(w.scheduler, warp[i].context);
-                if (w.fault.kind) return;
+                if (w.fault.kind) return true;
             }
             alive |= uint32_t(warp[i].state != EXITED) << i;
             waiting |= uint32_t(warp[i].state == IN_WARP) << i;
@@ -232,21 +242,26 @@ void run_warp(Worker& w, uint32_t first) {
             });
             waiting &= ~come;
             if (mask & alive & ~come) continue;  // lanes that have exited are not waited for
-            warp[__builtin_ctz(come)].action(warp, come);
+            const WarpAction action = warp[__builtin_ctz(come)].action;
+            action(warp, come);
             for_each_lane(come, [&](unsigned i) { warp[i].state = READY; });
-            if (w.checker) w.checker->warp_synchronised(first / WARP, come);
+            // Tensor cores bring lanes together, but say nothing of memory.
+            if (w.checker && action != together) w.checker->warp_synchronised(first / WARP, come);
             going = true;
         }
     }
-    if (w.checker) w.checker->warp_stopped();
+    if (any && w.checker) w.checker->warp_stopped();
+    return any;
 }
 
 // The fault of a block of which no thread can go on and not all have exited; none if all of them
 // wait at one barrier.
 Fault examine(const Worker& w) {
     const Fiber *barrier = nullptr, *exited = nullptr, *elsewhere = nullptr, *stuck = nullptr;
+    const Fiber* endless = nullptr;
     for (uint32_t i = 0; i < w.threads; i++) {
         const Fiber& f = w.fibers[i];
+        if (f.state == IN_PHASE && !endless) endless = &f;
         if (f.state == IN_WARP && !stuck) stuck = &f;
         if (f.state == EXITED && !exited) exited = &f;
         if (f.state != AT_BARRIER) continue;
@@ -260,9 +275,15 @@ Fault examine(const Worker& w) {
         site.access = WAIT;
         return site;
     };
-    const Fiber* here = stuck ? stuck : barrier;
-    const Fiber* other = stuck ? nullptr : elsewhere ? elsewhere : exited;
-    fault.kind = stuck       ? DEADLOCK
+    const Fiber* here = endless ? endless : stuck ? stuck : barrier;
+    const Fiber* other = endless || stuck ? nullptr : elsewhere ? elsewhere : exited;
+    if (endless) {
+        fault.shared = w.module.shared;
+        fault.address = endless->phases->address;
+        fault.size = 8;
+    }
+    fault.kind = endless     ? ENDLESS_PHASE
+                 : stuck     ? DEADLOCK
                  : elsewhere ? DIVERGENT_BARRIER
                  : exited    ? EXITED_BEFORE_BARRIER
                              : NO_FAULT;
@@ -278,9 +299,13 @@ Fault examine(const Worker& w) {
 void run_block(Worker& w, uint64_t number) {
     start_block(w, number);
     for (;;) {
-        for (uint32_t first = 0; first < w.threads; first += WARP) {
-            run_warp(w, first);
-            if (w.fault.kind) return;
+        // What one warp does may end a phase for which one before it waits.
+        for (bool going = true; going;) {
+            going = false;
+            for (uint32_t first = 0; first < w.threads; first += WARP) {
+                going |= run_warp(w, first);
+                if (w.fault.kind) return;
+            }
         }
         if (w.checker && w.checker->uninitialised()) {
             w.fault = *w.checker->uninitialised();
@@ -330,6 +355,10 @@ void work(const Launch& launch, Progress& progress) {
     w.checker = checker.get();
     AsyncCopies copies;
     w.copies = &copies;
+    PhaseBarriers phase_barriers;
+    w.phase_barriers = &phase_barriers;
+    Products products;
+    w.products = &products;
     worker = &w;
     const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
     while (!progress.stopped) {
@@ -355,10 +384,38 @@ Site site_of(const Worker& w, uint32_t block, uint32_t number) {
     return {0, 0, WAIT, {b.x, b.y, b.z}, {t.x, t.y, t.z}};
 }
 
+bool within_shared(const Module& m, uint64_t address, uint64_t size) {
+    const uint64_t end = address + size;
+    const bool in_room = address < m.room.end && end > m.room.begin;
+    const bool asked_for = address >= m.dynamic.begin && end <= m.dynamic.end;
+    return address >= m.shared.begin && end <= m.shared.end && (!in_room || asked_for);
+}
+
+Fault fault_here(FaultKind kind, uint64_t address, uint32_t size, AccessKind access, uint64_t pc) {
+    Fault f{};
+    f.kind = kind;
+    f.sites = 1;
+    f.here = site_of(*worker, worker->block, worker->current->number);
+    f.here.access = access;
+    f.here.pc = pc - worker->module.image.begin;
+    f.shared = worker->module.shared;
+    f.address = address;
+    f.size = size;
+    return f;
+}
+
 void abandon(const Fault& fault) {
     worker->fault = fault;
     to_scheduler();
     __builtin_unreachable();
+}
+void misuse(uint64_t pc, const char* format, ...) {
+    Fault fault = fault_here(MISUSE, 0, 0, WAIT, pc);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(fault.type, sizeof fault.type, format, values);
+    va_end(values);
+    abandon(fault);
 }
 
 // ---- what a kernel calls ------------------------------------------------------------------------
@@ -379,6 +436,15 @@ unsigned warp_ballot(unsigned mask, bool predicate, int line) {
 void warp_together(void* operands, void (*function)(void* const* of_lanes), int line) {
     const Together mine{operands, function};
     wait_for_warp(~0u, line, reinterpret_cast<uint64_t>(&mine), 0, together);
+}
+void wait_for_phase(const Phases& phases, uint32_t parity, int line) {
+    if (phases.ended(parity)) return;
+    Fiber& f = *worker->current;
+    f.line = uint32_t(line);
+    f.phases = &phases;
+    f.parity = parity;
+    f.state = IN_PHASE;
+    to_scheduler();
 }
 unsigned warp_active() {
     const Fiber* warp = worker->fibers + worker->current->number / WARP * WARP;

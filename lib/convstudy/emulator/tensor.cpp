@@ -2,9 +2,7 @@
 // Tensor cores: a product of small matrices whose elements lie all over a warp's registers.
 // Compiled with the runtime and not with the kernel: it reads other lanes' registers, which no
 // code of a kernel may.
-#include <cmath>
-#include <cstring>
-
+#include "numbers.h"
 #include "runtime.h"
 
 namespace emu {
@@ -15,29 +13,6 @@ struct Operands {
     float* d;
     const unsigned *a, *b;
 };
-
-float as_float(unsigned bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// What a register holds of an operand: so many numbers that follow each other in depth.
-struct TF32 {
-    static constexpr int NUMBERS = 1;
-    // The hardware does not look at the 13 bits that fp32 has beyond TF32.
-    static float number(unsigned word, int) { return as_float(word & 0xffffe000u); }
-};
-struct BF16 {
-    static constexpr int NUMBERS = 2;
-    static float number(unsigned word, int i) { return as_float(word >> 16 * i << 16); }
-};
-
-// What does not fit into fp32 is dropped, as by tensor cores; a double holds the sum until then.
-float towards_zero(double x) {
-    const float near = float(x);
-    return std::fabs(double(near)) > std::fabs(x) ? std::nextafter(near, 0.0f) : near;
-}
 
 template <class Word>
 void multiply(void* const* lanes) {

@@ -10,6 +10,8 @@
 // Shared    As in conv2d_fprop_10_wgmma.
 // Source    As conv2d_fprop_10_wgmma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
@@ -65,5 +67,5 @@ conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constan
     const int rows = FILTERS_FIRST ? C : pixels, columns = FILTERS_FIRST ? pixels : C;
     run<Consumer, FILTERS_FIRST>(Items(rows, columns, R * S * K / TILE_D, splits),
                                  Copies{dy, w, H, W, C, K, pad_h, pad_w}, dx, nullptr, rows,
-                                 columns);
+                                 View{columns});
 }

@@ -13,6 +13,8 @@
 #define TERMS 1
 #endif
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
@@ -56,5 +58,5 @@ conv2d_dgrad_11_halo(const __grid_constant__ TensorMap dy, const __grid_constant
                      Out* __restrict__ dx, CONV2D_SIZES)
 {
     run<FromPatches, false>(Items(N, H, W, C, R * S * K / TILE_D), Copies{dy, w, K, pad_h, pad_w},
-                            dx, nullptr, N * H * W, C);
+                            dx, nullptr, N * H * W, View{C});
 }

@@ -9,6 +9,8 @@
 // Shared    4 STAGES (36 TILE_M + 32 (TILE_N + 8)) bytes, dynamic: 82,944 with the defaults.
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
 #include "conv2d_mma.cuh"
@@ -17,6 +19,7 @@
 struct AroundInput {
     const Element* dy;
     int N, H, W, K, P, Q, pad_h, pad_w;
+    static constexpr bool IN_NUMBERS = false;
 
     __device__ __forceinline__ Row locate(long long row) const
     {
@@ -60,11 +63,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
 conv2d_dgrad_8_mma(const Element* __restrict__ dy, const Element* __restrict__ w,
                    Result* __restrict__ dx, CONV2D_SIZES, int splits)
 {
+    wait_for_others();
+    let_others_begin();
     const long long rows = (long long)N * H * W;
     const Part part(rows, C, R * S * K, splits);
     Gradients a({dy, N, H, W, K, P, Q, pad_h, pad_w}, part, K);
     Filters b(w, part, C, K);
     Product<Gradients, Filters> product;
     product.run(a, b, part.count);
-    product.store(dx, nullptr, part, rows, C);
+    product.store(dx, nullptr, part, rows, View{C});
 }

@@ -17,6 +17,7 @@
 // Source    M. Harris, "Optimizing parallel reduction in CUDA", NVIDIA 2007, for the sums of a
 //           warp.
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_direct.cuh"
 
@@ -71,6 +72,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_PER_SM)
 conv2d_dgrad_9_direct(const Element* __restrict__ dy, const Element* __restrict__ w,
                       Element* __restrict__ dx, CONV2D_SIZES, int lines, int k0)
 {
+    wait_for_others();
+    let_others_begin();
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
     // With their padding counted, pixels begin with these, and end before those.
     const int first_v = pad_w / STRIDE_W * STRIDE_W, first_p = pad_h / STRIDE_H;

@@ -11,6 +11,8 @@
 // Source    PTX ISA, "Asynchronous warpgroup level matrix instructions" and "im2col mode"; NVIDIA
 //           CUTLASS, "Efficient GEMM in CUDA" (roles, persistent blocks); as conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
@@ -48,9 +50,10 @@ struct Copies {
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
                       const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
-                      int splits)
+                      int splits VIEW_SIZES)
 {
     const int rows = N * P * Q;
     run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits),
-                         Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, rows, K);
+                         Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, rows,
+                         VIEW_OF(K, P, Q));
 }

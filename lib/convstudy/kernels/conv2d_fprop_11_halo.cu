@@ -15,6 +15,8 @@
 #define TERMS 1
 #endif
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
@@ -49,8 +51,8 @@ struct Copies {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_11_halo(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-                     const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES)
+                     const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES VIEW_SIZES)
 {
     run<FromPatches, false>(Items(N, P, Q, K, R * S * C / TILE_D), Copies{x, w, C, pad_h, pad_w}, y,
-                            bias, N * P * Q, K);
+                            bias, N * P * Q, VIEW_OF(K, P, Q));
 }

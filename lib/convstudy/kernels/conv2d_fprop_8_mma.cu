@@ -12,6 +12,8 @@
 //           PTX ISA, "mma.m16n8k8", "ldmatrix" and "cp.async"; Ootomo and Yokota, "Recovering
 //           single precision accuracy from Tensor Cores", 2022 (two TF32 numbers, a sum outside).
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
 #include "conv2d_gemm_fprop.cuh"
@@ -20,13 +22,15 @@
 extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
 conv2d_fprop_8_mma(const Element* __restrict__ x, const Element* __restrict__ w,
                    const float* __restrict__ bias, Result* __restrict__ y, CONV2D_SIZES,
-                   int splits)
+                   int splits VIEW_SIZES)
 {
+    wait_for_others();
+    let_others_begin();
     const long long rows = (long long)N * P * Q;
     const Part part(rows, K, R * S * C, splits);
     Pixels a({x, N, C, H, W, P, Q, pad_h, pad_w}, part, C);
     Filters b(w, part, C, K);
     Product<Pixels, Filters> product;
     product.run(a, b, part.count);
-    product.store(y, bias, part, rows, K);
+    product.store(y, bias, part, rows, VIEW_OF(K, P, Q));
 }

@@ -13,6 +13,8 @@
 // Shared    4 (68 R S C + 2 IN_H PITCH) bytes, dynamic: 12,336 with the defaults.
 // Source    V. Volkov, "Better performance at lower occupancy", GTC 2010.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_direct.cuh"
 
@@ -49,6 +51,8 @@ conv2d_fprop_9_direct(const Element* __restrict__ x, const Element* __restrict__
                       const float* __restrict__ bias, Element* __restrict__ y, CONV2D_SIZES,
                       int tiles)
 {
+    wait_for_others();
+    let_others_begin();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int blocks_k = divide_up(K, TILE_K), across = divide_up(Q, TILE_Q);
     const int down = divide_up(P, tiles * TILE_P);
@@ -109,6 +113,11 @@ conv2d_fprop_9_direct(const Element* __restrict__ x, const Element* __restrict__
 #pragma unroll
                 for (int j = 0; j < REG_Q; ++j) sum[j][i] += add;
             }
+        if (RELU)
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+#pragma unroll
+                for (int j = 0; j < REG_Q; ++j) sum[j][i] = activated(sum[j][i]);
         Element* to = y + ((long long)p * Q + q) * K + k;
 #pragma unroll
         for (int j = 0; j < REG_Q; ++j) {

@@ -29,19 +29,22 @@
 #define STAGES 3
 #endif
 // 1: x, w and y are bf16, and so are their gradients; PARTS 1: all but the result, which is added
-// up later.
+// up later; WIDE 1: all but the result, which stays fp32.
 #ifndef BF16
 #define BF16 0
 #endif
 #ifndef PARTS
 #define PARTS 0
 #endif
+#ifndef WIDE
+#define WIDE 0
+#endif
 #if BF16
 using Element = bf16;
 #else
 using Element = float;
 #endif
-#if BF16 && !PARTS
+#if BF16 && !PARTS && !WIDE
 using Result = bf16;
 #else
 using Result = float;
@@ -55,13 +58,21 @@ using Result = float;
 #define VECTOR_B (BF16 ? 8 : 4)
 #endif
 #ifndef VECTOR_OUT
-#define VECTOR_OUT (BF16 && !PARTS ? 4 : 2)
+#define VECTOR_OUT (BF16 && !PARTS && !WIDE ? 4 : 2)
 #endif
 
 constexpr int TILE_M = WARPS_M * WARP_M;
 constexpr int TILE_N = WARPS_N * WARP_N;
 constexpr int TILE_D = 128 / sizeof(Element);
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
+
+// Where the pixels of x lie, if it is a part of a wider and larger array.
+#ifndef SOURCE
+#define SOURCE 0
+#define SOURCE_PITCH 0
+#define SOURCE_LINE 0
+#define SOURCE_IMAGE 0
+#endif
 
 extern __shared__ __align__(16) Element room[];
 
@@ -168,7 +179,8 @@ struct Part {
 };
 
 // The operand a whose rows are pixels, and whose depth is what lies around each, tap by tap.
-// `Around` says where a row lies, and which pixel of its image a tap finds there, if any.
+// `Around` says where a row lies, and which pixel of its image a tap finds there, if any: its
+// place, counted in pixels or IN_NUMBERS.
 struct Row {
     const Element* image;
     int h, w;
@@ -198,7 +210,8 @@ struct Neighbours : Around {
             const Row& row = KEPT ? rows[i * KEPT] : this->locate(first + Tile::line(i));
             int pixel;
             const bool inside = this->find(row, taps.r, taps.s, pixel) && taps.r < R;
-            Tile::copy(tile, i, row.image + (size_t)pixel * taps.channels + taps.channel, inside);
+            const int pitch = Around::IN_NUMBERS ? 1 : taps.channels;
+            Tile::copy(tile, i, row.image + (size_t)pixel * pitch + taps.channel, inside);
         }
         taps.next();
     }

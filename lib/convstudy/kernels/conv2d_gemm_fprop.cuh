@@ -6,18 +6,20 @@
 struct AroundOutput {
     const Element* x;
     int N, C, H, W, P, Q, pad_h, pad_w;
+    static constexpr bool IN_NUMBERS = SOURCE;
 
     __device__ __forceinline__ Row locate(long long row) const
     {
         const int q = row % Q, p = row / Q % P, n = row / Q / P;
         // A row beyond the last lies above every image.
-        return {x + (size_t)n * H * W * C, n < N ? p * STRIDE_H - pad_h : -R - 1,
+        const size_t image = SOURCE ? SOURCE_IMAGE : (size_t)H * W * C;
+        return {x + n * image, n < N ? p * STRIDE_H - pad_h : -R - 1,
                 q * STRIDE_W - pad_w};
     }
     __device__ __forceinline__ bool find(const Row& row, int r, int s, int& pixel) const
     {
         const int h = row.h + r, v = row.w + s;
-        pixel = h * W + v;
+        pixel = SOURCE ? h * SOURCE_LINE + v * SOURCE_PITCH : h * W + v;
         return h >= 0 && h < H && v >= 0 && v < W;
     }
 };

@@ -125,8 +125,9 @@ struct Product {
 
     // Writes the block's tile of out, which has `rows` rows of `columns`.
     __device__ __forceinline__ void store(Result* out, const float* bias, const Part& part,
-                                          long long rows, int columns) const
+                                          long long rows, const View& view) const
     {
+        const int columns = view.columns;
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const int m = part.row + warp / WARPS_N * WARP_M + lane / 4;
         const int n = part.column + warp % WARPS_N * WARP_N + lane % 4 * 2;
@@ -143,16 +144,17 @@ struct Product {
                     for (int f = 0; f < 4; ++f) {
                         const int column = n + 8 * j + f / 2 * 8 + f % 2;
                         const float value = sum[i][j + f / 2][2 * half + f % 2];
-                        values[f / 2][f % 2] =
-                            bias && column < columns ? value + bias[column] : value;
+                        values[f / 2][f % 2] = activated(
+                            bias && column < columns ? value + bias[view.filter(column)] : value);
                     }
-                    write(out + row * columns, values, n + 8 * j, row < rows ? columns : 0);
+                    write(out, view, row, values, n + 8 * j, row < rows ? columns : 0);
                 }
     }
 
     // Writes two neighbours from `column` on, and two 8 columns further, where below `columns`.
-    static __device__ __forceinline__ void write(Result* row, const float (&values)[2][2],
-                                                 int column, int columns)
+    static __device__ __forceinline__ void write(Result* out, const View& view, long long row,
+                                                 const float (&values)[2][2], int column,
+                                                 int columns)
     {
 #if VECTOR_OUT == 4
         // Neighbouring lanes swap, so that one has four columns of the first product, and the other
@@ -163,17 +165,19 @@ struct Product {
         const unsigned other = __shfl_xor_sync(~0u, odd ? first : second, 1);
         if (odd) column += 6;
         if (column < columns)
-            *(uint2*)(row + column) = odd ? make_uint2(other, second) : make_uint2(first, other);
+            *(uint2*)(out + view.at(row, column)) =
+                odd ? make_uint2(other, second) : make_uint2(first, other);
 #else
 #pragma unroll
         for (int j = 0; j < 2; ++j, column += 8)
             if (VECTOR_OUT == 2) {
                 if (column < columns)
-                    *(float2*)(row + column) = make_float2(values[j][0], values[j][1]);
+                    *(float2*)(out + view.at(row, column)) =
+                        make_float2(values[j][0], values[j][1]);
             } else {
 #pragma unroll
                 for (int f = 0; f < 2; ++f)
-                    if (column + f < columns) row[column + f] = values[j][f];
+                    if (column + f < columns) out[view.at(row, column + f)] = values[j][f];
             }
 #endif
     }

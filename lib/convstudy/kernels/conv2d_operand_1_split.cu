@@ -8,6 +8,7 @@
 // Threads   256 threads make 32 lines x 32 places; warp i lines i, i + 8, i + 16, i + 24.
 // Shared    Bytes, static: 4,224 with the defaults.
 // Source    Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022.
+#include "overlap.cuh"
 #include "ptx.cuh"
 
 #ifndef TURN
@@ -34,6 +35,8 @@ extern "C" __global__ void __launch_bounds__(256)
 conv2d_operand_1_split(const float* __restrict__ from, float* __restrict__ to, int lines,
                        int depth, int padded, int inner, int outer)
 {
+    wait_for_others();
+    let_others_begin();
     const int x = threadIdx.x % 32, y = threadIdx.x / 32;
     const int tiles_d = padded / 32;
     const int d0 = blockIdx.x % tiles_d * 32, line0 = blockIdx.x / tiles_d * 32;

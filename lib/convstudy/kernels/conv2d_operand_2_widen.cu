@@ -5,6 +5,7 @@
 // Threads   Thread t copies EACH numbers, THREADS apart.
 // Shared    None.
 // Source    None.
+#include "overlap.cuh"
 #include "ptx.cuh"
 
 #ifndef THREADS
@@ -18,6 +19,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 conv2d_operand_2_widen(const bf16* __restrict__ from, float* __restrict__ to,
                        long long size)
 {
+    wait_for_others();
+    let_others_begin();
     const long long first = (long long)blockIdx.x * THREADS * EACH + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {

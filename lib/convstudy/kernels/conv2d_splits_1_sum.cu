@@ -7,7 +7,9 @@
 // Threads   Thread t computes EACH outputs, THREADS apart.
 // Shared    None.
 // Source    Split-K, as in NVIDIA CUTLASS, "Efficient GEMM in CUDA".
+#include "overlap.cuh"
 #include "ptx.cuh"
+#include "conv2d_out.cuh"
 
 #ifndef BF16
 #define BF16 0
@@ -24,10 +26,20 @@ using Result = float;
 #define EACH 4
 #endif
 
+// What is scattered is told apart by its pixel.
+#if VIEW == 2
+#define PIXELS , int P, int Q
+#else
+#define PIXELS
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS)
 conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ bias,
-                    Result* __restrict__ y, long long size, int splits, int K)
+                    Result* __restrict__ y, long long size, int splits, int K PIXELS VIEW_SIZES)
 {
+    wait_for_others();
+    let_others_begin();
+    const View view = VIEW_OF(K, P, Q);
     const long long first = (long long)blockIdx.x * THREADS * EACH + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -35,6 +47,8 @@ conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ b
         if (at >= size) return;
         float sum = parts[at];
         for (int split = 1; split < splits; ++split) sum += parts[split * size + at];
-        y[at] = bias ? sum + bias[at % K] : sum;
+        const int column = VIEW || bias ? at % K : 0;
+        if (bias) sum += bias[view.filter(column)];
+        y[VIEW ? view.at(at / K, column) : at] = activated(sum);
     }
 }

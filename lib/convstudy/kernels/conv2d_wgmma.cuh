@@ -40,6 +40,10 @@
 #ifndef PARTS
 #define PARTS 0
 #endif
+// Whether out is fp32 though operands are bf16.
+#ifndef WIDE
+#define WIDE 0
+#endif
 // How many blocks are a cluster: as many as `splits`, or 1.
 #ifndef CLUSTER
 #define CLUSTER 1
@@ -282,6 +286,7 @@ struct Block {
 };
 using Sums = Block<TILE_N>;
 
+#if !PATCHES
 // Consumers whose operands both come from shared memory. ACROSS: lines of the operand run across
 // DEPTH, 64 columns a block of TILE_D lines.
 template <int ACROSS_A, int ACROSS_B>
@@ -438,6 +443,7 @@ struct ThroughRegisters {
         }
     }
 };
+#endif
 
 #if CLUSTER > 1
 // Adds up the sums of a cluster's blocks, in their order; each block all of some columns.
@@ -488,7 +494,7 @@ struct Cluster {
 };
 #endif
 
-#if BF16 && !PARTS
+#if BF16 && !PARTS && !WIDE
 using Out = bf16;
 constexpr int OUT_BYTES = 2;
 #else
@@ -502,8 +508,9 @@ constexpr int OUT_BYTES = 4;
 // Straight from the registers it would be halves of sectors, at twice the time.
 template <class Consumer, bool TURNED, int COLUMNS>
 __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS>& sums,
-                                      const Item& item, int column, int rows, int columns)
+                                      const Item& item, int column, int rows, const View& view)
 {
+    const int columns = view.columns;
     constexpr int ONCE = TURNED ? 32 : 128 / OUT_BYTES;  // columns at once
     constexpr int PASS = COLUMNS < ONCE ? COLUMNS : ONCE;
     constexpr int CHUNKS = TURNED ? 4 : PASS * OUT_BYTES / 16;  // of 16 bytes, in a line
@@ -522,11 +529,12 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
             for (int j = 0; j < PASS / 8; ++j) {
                 const float* d = sums.d[m] + (pass / 8 + j) * 4;
                 const int at = column + pass + 8 * j + 2 * t;
-                const float b0 = bias && at < columns ? bias[at] : 0.0f;
-                const float b1 = bias && at < columns ? bias[at + 1] : 0.0f;
+                const float b0 = bias && at < columns ? bias[view.filter(at)] : 0.0f;
+                const float b1 = bias && at < columns ? bias[view.filter(at) + 1] : 0.0f;
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const float left = d[2 * half] + b0, right = d[2 * half + 1] + b1;
+                    const float left = activated(d[2 * half] + b0);
+                    const float right = activated(d[2 * half + 1] + b1);
                     if (TURNED) {
                         // Line: a column. The rows of a half lie 4 by 4, g / 4 * 8 apart.
                         const int line = 8 * j + 2 * t, chunk = (g / 4 * 2 + half) ^ t;
@@ -557,7 +565,7 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
                 } else {
                     const int c = column + pass + chunk * (16 / OUT_BYTES);
                     const int r = Consumer::place(item, block, line);
-                    if (c < columns && r < rows) *(float4*)(out + (size_t)r * columns + c) = v;
+                    if (c < columns && r < rows) *(float4*)(out + view.at(r, c)) = v;
                 }
             }
             __syncwarp();
@@ -568,9 +576,11 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
 // A whole block: copies as `copies` asks for them, products as `Consumer` makes them.
 template <class Consumer, bool TURNED, class Copies>
 __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* out,
-                                    const float* bias, int rows, int columns)
+                                    const float* bias, int rows, const View& view)
 {
     begin();
+    let_others_begin();
+    wait_for_others();
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();
         produce(items, copies);
@@ -589,9 +599,9 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
             Block<Cluster::COLUMNS> total;
             cluster.gather(sums, total);
             store<Consumer, TURNED>(out, bias, total, item,
-                                    item.column + cluster_rank() * Cluster::COLUMNS, rows, columns);
+                                    item.column + cluster_rank() * Cluster::COLUMNS, rows, view);
 #else
-            store<Consumer, TURNED>(out, bias, sums, item, item.column, rows, columns);
+            store<Consumer, TURNED>(out, bias, sums, item, item.column, rows, view);
 #endif
         }
 #if CLUSTER > 1

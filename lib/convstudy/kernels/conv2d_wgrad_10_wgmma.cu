@@ -10,6 +10,8 @@
 // Shared    As in conv2d_fprop_10_wgmma.
 // Source    As conv2d_fprop_10_wgmma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
@@ -63,5 +65,6 @@ conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
 #endif
     const int rows = X_FIRST ? weights : K, columns = X_FIRST ? K : weights;
     run<Consumer, X_FIRST>(Items(rows, columns, tiles, splits),
-                           Copies{x, dy, P, Q, C, K, pad_h, pad_w}, dw, nullptr, rows, columns);
+                           Copies{x, dy, P, Q, C, K, pad_h, pad_w}, dw, nullptr, rows,
+                           View{columns});
 }

@@ -8,6 +8,8 @@
 // Shared    4 STAGES 32 (TILE_M + TILE_N + 16) bytes, dynamic: 79,872 with the defaults.
 // Source    As conv2d_fprop_8_mma.
 #include "conv2d.cuh"
+#include "conv2d_out.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_gemm.cuh"
 #include "conv2d_mma.cuh"
@@ -61,7 +63,9 @@ struct Pixels {
             const int n = pixel.third;
             const int h = pixel.second * STRIDE_H + h0, v = pixel.first * STRIDE_W + w0;
             const bool inside = is_tap && n < N && h >= 0 && h < H && v >= 0 && v < W;
-            Tile::copy(tile, i, x + (((size_t)n * H + h) * W + v) * C + c, inside);
+            const size_t at = SOURCE ? (size_t)n * SOURCE_IMAGE + h * SOURCE_LINE + v * SOURCE_PITCH
+                                     : (((size_t)n * H + h) * W + v) * C;
+            Tile::copy(tile, i, x + at + c, inside);
         }
     }
 };
@@ -70,11 +74,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1)
 conv2d_wgrad_8_mma(const Element* __restrict__ x, const Element* __restrict__ dy,
                    Result* __restrict__ dw, CONV2D_SIZES, int splits)
 {
+    wait_for_others();
+    let_others_begin();
     const long long pixels = (long long)N * P * Q;
     const Part part(K, R * S * C, pixels, splits);
     Gradients a(dy, part, K, pixels);
     Pixels b(x, part, N, C, H, W, K, P, Q, pad_h, pad_w);
     Product<Gradients, Pixels> product;
     product.run(a, b, part.count);
-    product.store(dw, nullptr, part, K, R * S * C);
+    product.store(dw, nullptr, part, K, View{R * S * C});
 }

@@ -14,6 +14,7 @@
 //           70,528 with the defaults.
 // Source    Split-K, as in NVIDIA CUTLASS, "Efficient GEMM in CUDA".
 #include "conv2d.cuh"
+#include "overlap.cuh"
 #include "ptx.cuh"
 #include "conv2d_direct.cuh"
 
@@ -48,6 +49,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_PER_SM)
 conv2d_wgrad_9_direct(const Element* __restrict__ x, const Element* __restrict__ dy,
                       float* __restrict__ dw, CONV2D_SIZES, int slices)
 {
+    wait_for_others();
+    let_others_begin();
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, warp = threadIdx.x / 32;
     const int blocks_k = divide_up(K, TILE_K), blocks_r = divide_up(R, ROWS);
     const int k0 = blockIdx.x % blocks_k * TILE_K;

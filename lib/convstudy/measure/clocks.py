@@ -12,6 +12,7 @@ On a CPU a call returns when its work is done: host and synchronised are one, an
 events.
 """
 
+import itertools
 import time
 
 from convstudy.device import array_module
@@ -81,6 +82,34 @@ def sample(run, clock, device, repeats=20, warmup=3, flush=False, most_s=10.0):
 def once(clock, device):
     """Return a stopwatch: ``time(run) -> seconds`` of one call."""
     return lambda run: sample(run, clock, device, repeats=1, warmup=0)[0]
+
+
+def laps(runs, device):
+    """Return the seconds that each of `runs` takes on a GPU, one right behind the other.
+
+    All are asked for before any is waited for, behind the last of them once more, so that the
+    device always has work waiting: what the host takes to launch one is no part of its time.
+
+    Parameters
+    ----------
+    runs : sequence of callable
+        Each asks for work on CuPy's current stream, in less time than the work takes.
+    device : Device
+
+    Returns
+    -------
+    list of float
+    """
+    cuda = array_module(device).cuda
+    with cuda.Device(device.index):
+        marks = [cuda.Event() for _ in range(len(runs) + 1)]
+        runs[-1]()
+        marks[0].record()
+        for run, mark in zip(runs, marks[1:], strict=True):
+            run()
+            mark.record()
+        marks[-1].synchronize()
+        return [1e-3 * cuda.get_elapsed_time(*pair) for pair in itertools.pairwise(marks)]
 
 
 def _host(run, device):

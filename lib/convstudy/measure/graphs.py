@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Work captured once as a CUDA graph: a replay of many calls costs the host one launch."""
 
-import itertools
+import math
 
 from convstudy.device import array_module
+from convstudy.measure.clocks import laps
+
+_FEWEST = 5
 
 
 def capture(device, calls):
@@ -38,27 +41,36 @@ def capture(device, calls):
     return replay
 
 
-def alternating(stopwatch, replays, calls, repeats, warmup=3):
+def alternating(replays, calls, device, repeats, warmup=2, most_s=math.inf):
     """Return samples of the seconds of one call of each side, taken in turn.
 
     Whatever drifts (clocks, temperature) then drifts for all sides alike.
 
     Parameters
     ----------
-    stopwatch : callable
-        ``stopwatch(run) -> seconds``.
     replays : dict of str to callable
     calls : int
         How many calls a replay holds.
+    device : Device
     repeats, warmup : int
+        Rounds that are kept, and rounds before them that are not.
+    most_s : float
+        Stop once the rounds kept have taken so many seconds, but not before five of them.
 
     Returns
     -------
     dict of str to list of float
     """
-    samples = {side: [] for side in replays}
-    for turn, (side, replay) in itertools.product(range(warmup + repeats), replays.items()):
-        seconds = stopwatch(replay) / calls
-        if turn >= warmup:
-            samples[side].append(seconds)
-    return samples
+    for _ in range(warmup):
+        laps(tuple(replays.values()), device)
+    rounds = []
+    while len(rounds) < repeats:
+        rounds.append(laps(tuple(replays.values()), device))
+        if len(rounds) >= _FEWEST and sum(map(sum, rounds)) > most_s:
+            break
+    # An event tells seven digits; more of them are of its conversion.
+    columns = zip(*rounds, strict=True)
+    return {
+        side: [float(f"{seconds / calls:.7g}") for seconds in column]
+        for side, column in zip(replays, columns, strict=True)
+    }

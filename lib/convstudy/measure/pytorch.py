@@ -16,55 +16,6 @@ def why_not():
     return None
 
 
-def unet_forward(network, threads):
-    """Return ``forward(x)`` of `network` in PyTorch on the CPU, NumPy in and out.
-
-    Parameters
-    ----------
-    network : UNet
-        With transposed convolutions.
-    threads : int
-        PyTorch's threads.
-    """
-    import torch
-    from torch.nn import functional
-
-    torch.set_num_threads(threads)
-    state = {name: torch.from_numpy(array) for name, array in network.state_dict().items()}
-
-    def norm(x, prefix):
-        names = ("running_mean", "running_var", "weight", "bias")
-        return functional.batch_norm(x, *(state[f"{prefix}.{name}"] for name in names))
-
-    def block(x, prefix):
-        for convolution, statistics in (("0", "1"), ("3", "4")):
-            x = functional.conv2d(x, state[f"{prefix}.{convolution}.weight"], padding=1)
-            x = functional.relu(norm(x, f"{prefix}.{statistics}"), inplace=True)
-        return x
-
-    def forward(x):
-        with torch.inference_mode():
-            skips = [block(torch.from_numpy(x), "inc.double_conv")]
-            for level in range(1, 5):
-                pooled = functional.max_pool2d(skips[-1], 2)
-                skips.append(block(pooled, f"down{level}.maxpool_conv.1.double_conv"))
-            y = skips.pop()
-            for level in range(1, 5):
-                up = f"up{level}.up"
-                y = functional.conv_transpose2d(
-                    y, state[f"{up}.weight"], state[f"{up}.bias"], stride=2
-                )
-                skip = skips.pop()
-                down, right = (skip.shape[i] - y.shape[i] for i in (2, 3))
-                sides = (right // 2, right - right // 2, down // 2, down - down // 2)
-                y = torch.cat([skip, functional.pad(y, sides)], dim=1)
-                y = block(y, f"up{level}.conv.double_conv")
-            y = functional.conv2d(y, state["outc.conv.weight"], state["outc.conv.bias"])
-            return y.numpy()
-
-    return forward
-
-
 def cudnn_convolution(problem, x, w, channels_last):
     """Return a function that convolves CuPy arrays through cuDNN in strict fp32, and its result.
 
@@ -99,8 +50,10 @@ def cudnn_convolution(problem, x, w, channels_last):
     return run, lambda: np.ascontiguousarray(outputs[0].cpu().numpy())
 
 
-def convolution(which, problem, arrays, channels_last):
+def convolution(which, problem, arrays, channels_last, plans=10):
     """Return a pass of a convolution through cuDNN, and its last result.
+
+    cuDNN times its own kernels in the first call (``cudnn.benchmark``), and takes the fastest.
 
     Parameters
     ----------
@@ -111,6 +64,8 @@ def convolution(which, problem, arrays, channels_last):
         With x, w and dy, NHWC CuPy arrays; PyTorch works on the same memory.
     channels_last : bool
         As they lie, or as contiguous copies, NCHW.
+    plans : int
+        How many of its kernels it tries at most (``cudnn.benchmark_limit``); 0: all.
 
     Returns
     -------
@@ -126,6 +81,7 @@ def convolution(which, problem, arrays, channels_last):
 
     def run():
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = plans
         torch.backends.cudnn.allow_tf32 = problem.precision == "tf32"
         outputs[0] = _pass(which, problem, x, w, dy)
 
@@ -133,12 +89,6 @@ def convolution(which, problem, arrays, channels_last):
         return _array(outputs[0].permute(0, 2, 3, 1).float())
 
     return run, fetch
-
-
-def truth(which, problem, arrays):
-    """Return the float64 result of a pass, NHWC, where it lies; arguments as in `convolution`."""
-    x, w, dy = (_channels_first(each).double() for each in _three(arrays))
-    return _array(_pass(which, problem, x, w, dy).permute(0, 2, 3, 1))
 
 
 def _array(tensor):
@@ -195,3 +145,13 @@ def capture(calls):
         graph.replay()
 
     return replay
+
+
+def release():
+    """Give back what PyTorch keeps of a GPU's memory for later tensors, where that is much."""
+    import torch
+
+    if torch.cuda.is_available():
+        _, total = torch.cuda.mem_get_info()
+        if torch.cuda.memory_reserved() > total / 4:
+            torch.cuda.empty_cache()

@@ -128,7 +128,7 @@ def not_measured(case, status, reason):
     return result(case.name, dict(case.labels)) | {"status": status, "reason": reason}
 
 
-def checked(actual, reference, *terms, precision="fp32", room=1):
+def checked(actual, reference, *terms, precision="fp32"):
     """Compare with a float64 reference, and return the field `check` of a result.
 
     Parameters
@@ -136,25 +136,30 @@ def checked(actual, reference, *terms, precision="fp32", room=1):
     actual, reference : array
     *terms, precision
         As of `tolerance.tolerance`.
-    room : float
-        How many times the tolerance is granted.
 
     Raises
     ------
     RuntimeError
         Where it does not agree: what is wrong is not timed.
     """
-    error = tolerance.relative_error(actual, reference)
-    limit = room * tolerance.tolerance("float32", *terms, precision=precision)
-    if not error <= limit:
+    check = compared(actual, reference, *terms, precision=precision)
+    if not check["passed"]:
         raise RuntimeError(
-            f"the result is wrong: its relative error is {error:.3g}, the tolerance {limit:.3g}"
+            f"the result is wrong: its relative error is {check['max_relative_error']:.3g}, "
+            f"the tolerance {check['tolerance']:.3g}"
         )
+    return check
+
+
+def compared(actual, reference, *terms, precision="fp32"):
+    """Return the field `check` as `checked` does, whether it agrees or not."""
+    error = tolerance.relative_error(actual, reference)
+    limit = tolerance.tolerance("float32", *terms, precision=precision)
     return {
         "reference": "float64",
         "max_relative_error": error,
         "tolerance": limit,
-        "passed": True,
+        "passed": error <= limit,
     }
 
 

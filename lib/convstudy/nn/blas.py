@@ -6,8 +6,8 @@ import functools
 import numpy as np
 
 from convstudy.conv import cpu
-from convstudy.nn.ops import Ops
-from convstudy.nn.reference import interpolation
+from convstudy.nn.ops import Ops, pooled_shape
+from convstudy.nn.reference import averaging, interpolation
 from convstudy.problem import ConvProblem
 
 
@@ -27,8 +27,8 @@ class BlasOps(Ops):
             raise ValueError(f"BlasOps: threads must be an integer of at least 1, got {threads!r}")
         self.threads = threads or cpu.threads()
 
-    def conv2d(self, x, w, padding):
-        return self._convolve(x, w, None, padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        return self._convolve(x, w, bias, stride, padding)
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         # One multiplication and one addition a pixel; what is left of the formula is per channel.
@@ -41,11 +41,28 @@ class BlasOps(Ops):
     def relu(self, x):
         return np.maximum(x, 0, out=x)
 
-    def max_pool2d(self, x):
-        h, w = (size // 2 * 2 for size in x.shape[2:])
-        # Rows first: they lie side by side, and leave half as many columns to pick from.
-        rows = np.maximum(x[:, :, 0:h:2, :w], x[:, :, 1:h:2, :w])
-        return np.maximum(rows[..., 0::2], rows[..., 1::2])
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        *_, p, q = pooled_shape(x.shape, window, stride, padding)
+        if padding:
+            around = [(0, 0), (0, 0), (padding, padding), (padding, padding)]
+            x = np.pad(x, around, constant_values=-np.inf)
+        # Rows first: they lie side by side, and leave fewer columns to pick from.
+        rows = _largest([x[:, :, _places(r, p, stride)] for r in range(window)])
+        return _largest([rows[..., _places(s, q, stride)] for s in range(window)])
+
+    def average_pool2d(self, x, size=1):
+        n, c, h, w = x.shape
+        with cpu.limit_threads(self.threads):
+            return (x.reshape(n * c, h * w) @ _averaging(h, w, size)).reshape(n, c, size, size)
+
+    def add(self, x, y):
+        return np.add(x, y, out=x)
+
+    def linear(self, x, w, bias):
+        with cpu.limit_threads(self.threads):
+            y = x.reshape(len(x), -1) @ w.T
+        y += bias
+        return y
 
     def conv_transpose2d(self, x, w, bias):
         n, c, height, width = x.shape
@@ -75,14 +92,34 @@ class BlasOps(Ops):
         return y
 
     def head(self, x, w, bias):
-        return self._convolve(x, w, bias, (0, 0))
+        return self._convolve(x, w, bias)
 
-    def _convolve(self, x, w, bias, padding):
-        problem = ConvProblem.of(x, w, padding=padding)
+    def _convolve(self, x, w, bias, stride=(1, 1), padding=(0, 0)):
+        problem = ConvProblem.of(x, w, stride, padding)
         y = np.empty(problem.y_shape, np.float32)
         with cpu.limit_threads(self.threads):
             cpu.blas(problem, x, w, bias, y)
         return y
+
+
+def _places(first, count, stride):
+    return slice(first, first + (count - 1) * stride + 1, stride)
+
+
+def _largest(arrays):
+    """Return the largest of arrays of one shape, element by element, as an array of its own."""
+    first, *others = arrays
+    largest = np.maximum(first, others[0]) if others else first.copy()
+    for other in others[1:]:
+        np.maximum(largest, other, out=largest)
+    return largest
+
+
+@functools.cache
+def _averaging(h, w, size):
+    """Return the (h w, size^2) matrix that averages an image's pixels over its windows."""
+    down, across = (averaging(pixels, size, np.float32) for pixels in (h, w))
+    return np.ascontiguousarray(np.kron(down, across).T)
 
 
 @functools.cache

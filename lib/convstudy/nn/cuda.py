@@ -16,7 +16,7 @@ from convstudy.conv.algorithm import ALGORITHMS, get_algorithm
 from convstudy.conv.api import convolve
 from convstudy.device import array_module, check_device, empty, get_device
 from convstudy.lane import open_lanes
-from convstudy.nn.ops import Ops
+from convstudy.nn.ops import Ops, pooled_shape
 from convstudy.nn.plain import PlainOps
 from convstudy.problem import ConvProblem
 
@@ -25,6 +25,8 @@ KERNELS = {
     "batchnorm_fprop_1_elementwise": "batch_norm",
     "relu_fprop_1_elementwise": "relu",
     "maxpool_fprop_1_window": "max_pool2d",
+    "averagepool_fprop_1_warp": "average_pool2d",
+    "add_fprop_1_elementwise": "add",
     "convtranspose_fprop_1_gather": "conv_transpose2d",
     "upsample_fprop_1_bilinear": "upsample_bilinear",
     "concat_fprop_1_pad": "pad_concat",
@@ -32,6 +34,7 @@ KERNELS = {
 
 _MOST_BLOCKS = 2**31 - 1
 _THREADS = 256
+_WARP = 32
 _EACH = 4
 _PLANES = (("THREADS", _THREADS), ("EACH", _EACH))
 # What a block of the transposed convolution covers: pixels, and filters times taps.
@@ -50,19 +53,35 @@ def launch_batch_norm(shape, eps):
 @functools.cache
 def launch_relu(size):
     """Return the launch that takes (x, y) for `size` values."""
-    grid = _grid("relu", math.ceil(size / (_THREADS * _EACH)))
-    return Launch("relu_fprop_1_elementwise", grid, (_THREADS,), (np.int64(size),), _PLANES)
+    return _launch_values("relu_fprop_1_elementwise", size)
 
 
 @functools.cache
-def launch_max_pool2d(shape):
+def launch_add(size):
+    """Return the launch that takes (x, y, sum) for `size` values each."""
+    return _launch_values("add_fprop_1_elementwise", size)
+
+
+@functools.cache
+def launch_max_pool2d(shape, window=2, stride=2, padding=0):
     """Return the launch that takes (x, y) for x of (N, C, H, W)."""
-    n, c, h, w = shape
-    if h < 2 or w < 2:
-        raise ValueError(f"max_pool2d: an image of {h} x {w} has no window of 2 x 2; pass a larger")
-    p, q = h // 2, w // 2
+    n, c, p, q = pooled_shape(shape, window, stride, padding)
+    h, w = shape[2:]
     _check_plane("max_pool2d", h * w)
-    return _launch_planes("maxpool_fprop_1_window", n * c, p * q, (h, w, p, q))
+    defines = (("WINDOW", window), ("STRIDE", stride), ("PADDING", padding))
+    return _launch_planes("maxpool_fprop_1_window", n * c, p * q, (h, w, p, q), defines)
+
+
+@functools.cache
+def launch_average_pool2d(shape, size=1):
+    """Return the launch that takes (x, y) for x of (N, C, H, W) and y of (N, C, size, size)."""
+    n, c, h, w = shape
+    # Where a window begins is computed before it is divided by `size`.
+    _check_plane("average_pool2d", h * w * size)
+    outputs = n * c * size**2
+    grid = _grid("average_pool2d", math.ceil(outputs / (_THREADS // _WARP)))
+    scalars = (np.int64(outputs), h, w, size)
+    return Launch("averagepool_fprop_1_warp", grid, (_THREADS,), scalars, _PLANES[:1])
 
 
 @functools.cache
@@ -92,11 +111,17 @@ def launch_pad_concat(skip_shape, x_shape):
     return _launch_planes("concat_fprop_1_pad", n * (c + d), h * w, scalars)
 
 
-def _launch_planes(kernel, planes, pixels, scalars):
+def _launch_planes(kernel, planes, pixels, scalars, defines=()):
     """Return the launch of a kernel that shares out its output as ``planes.cuh`` says."""
     _check_plane(KERNELS[kernel], pixels)
     grid = _grid(KERNELS[kernel], planes * math.ceil(pixels / (_THREADS * _EACH)))
-    return Launch(kernel, grid, (_THREADS,), scalars, _PLANES)
+    return Launch(kernel, grid, (_THREADS,), scalars, (*_PLANES, *defines))
+
+
+def _launch_values(kernel, size):
+    """Return the launch of a kernel that takes `size` values whatever their shape."""
+    grid = _grid(KERNELS[kernel], math.ceil(size / (_THREADS * _EACH)))
+    return Launch(kernel, grid, (_THREADS,), (np.int64(size),), _PLANES)
 
 
 def _check_plane(who, pixels):
@@ -113,11 +138,20 @@ def _grid(who, blocks):
 
 
 @functools.cache
-def conv_problem(x_shape, w_shape, padding):
-    """Return the `ConvProblem` at stride 1; asking again for the same costs nothing."""
+def conv_problem(x_shape, w_shape, padding=(0, 0), stride=(1, 1)):
+    """Return the `ConvProblem`; asking again for the same costs nothing."""
     n, c, h, w = x_shape
     k, _, r, s = w_shape
-    return ConvProblem(n, c, h, w, k, r, s, padding=padding)
+    return ConvProblem(n, c, h, w, k, r, s, stride, padding)
+
+
+@functools.cache
+def linear_problem(n, features, k):
+    """Return the convolution that `Ops.linear` is: each image a pixel of one row, channels last.
+
+    So x (N, F), w (K, F) and y (N, K) are its arrays just as they lie.
+    """
+    return ConvProblem(1, features, 1, n, k, 1, 1, layout="NHWC")
 
 
 # ---- executions ----------------------------------------------------------------------------------
@@ -141,8 +175,10 @@ class ResidentOps(Ops):
         self.device = kernel_device("ResidentOps", device)
         self.array_module = array_module(self.device)
 
-    def conv2d(self, x, w, padding):
-        return self._convolve(x, w, None, padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        problem = conv_problem(x.shape, w.shape, padding, stride)
+        y = self.empty(problem.y_shape)
+        return convolve(problem, x, w, bias, y, self.algorithm, self.device)
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         launch = launch_batch_norm(x.shape, eps)
@@ -153,9 +189,24 @@ class ResidentOps(Ops):
         launch_relu(x.size).run(self.device, (x, x))
         return x
 
-    def max_pool2d(self, x):
-        n, c, h, w = x.shape
-        return self._run(launch_max_pool2d(x.shape), (n, c, h // 2, w // 2), x)
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        windows = window, stride, padding
+        return self._run(launch_max_pool2d(x.shape, *windows), pooled_shape(x.shape, *windows), x)
+
+    def average_pool2d(self, x, size=1):
+        launch = launch_average_pool2d(x.shape, size)
+        return self._run(launch, (*x.shape[:2], size, size), x)
+
+    def add(self, x, y):
+        launch_add(x.size).run(self.device, (x, y, x))
+        return x
+
+    def linear(self, x, w, bias):
+        k, features = w.shape
+        problem = linear_problem(len(x), features, k)
+        y = self.empty((len(x), k))
+        # The kernels that take `algorithm` for images lie otherwise: NCHW.
+        return convolve(problem, x, w, bias, y, "auto", self.device)
 
     def conv_transpose2d(self, x, w, bias):
         n, _, height, width = x.shape
@@ -171,7 +222,7 @@ class ResidentOps(Ops):
         return self._run(launch_pad_concat(skip.shape, x.shape), (n, c + x.shape[1], h, w), skip, x)
 
     def head(self, x, w, bias):
-        return self._convolve(x, w, bias, (0, 0))
+        return self.conv2d(x, w, bias=bias)
 
     def to_device(self, array):
         with self.active():
@@ -190,11 +241,6 @@ class ResidentOps(Ops):
         """Return a float32 array on the device, not yet written."""
         return empty(shape, self.device)
 
-    def _convolve(self, x, w, bias, padding):
-        problem = conv_problem(x.shape, w.shape, padding)
-        y = self.empty(problem.y_shape)
-        return convolve(problem, x, w, bias, y, self.algorithm, self.device)
-
     def _run(self, launch, shape, *inputs):
         y = self.empty(shape)
         launch.run(self.device, (*inputs, y))
@@ -208,7 +254,7 @@ class ResidentOps(Ops):
 
 
 class ConvolutionElsewhere(Ops):
-    """All but the 3 x 3 convolutions on the CPU, on NumPy arrays; the head too.
+    """All but `conv2d` on the CPU, on NumPy arrays; the head too.
 
     Parameters
     ----------
@@ -227,8 +273,17 @@ class ConvolutionElsewhere(Ops):
     def relu(self, x):
         return self.cpu.relu(x)
 
-    def max_pool2d(self, x):
-        return self.cpu.max_pool2d(x)
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        return self.cpu.max_pool2d(x, window, stride, padding)
+
+    def average_pool2d(self, x, size=1):
+        return self.cpu.average_pool2d(x, size)
+
+    def add(self, x, y):
+        return self.cpu.add(x, y)
+
+    def linear(self, x, w, bias):
+        return self.cpu.linear(x, w, bias)
 
     def conv_transpose2d(self, x, w, bias):
         return self.cpu.conv_transpose2d(x, w, bias)
@@ -246,8 +301,8 @@ class ConvolutionElsewhere(Ops):
 class OffloadOps(ConvolutionElsewhere):
     """The paper's way: convolutions on the device, everything else on the CPU.
 
-    At each convolution of 3 x 3 the input goes to the device and the output comes back; the call
-    returns when it is back. The head is a function of its own, and stays on the CPU.
+    At each `conv2d` the input goes to the device and the output comes back; the call returns when
+    it is back. The head is a function of its own, and stays on the CPU.
 
     Parameters
     ----------
@@ -277,20 +332,20 @@ class OffloadOps(ConvolutionElsewhere):
         self._lane = open_lanes(self.device, 1)[0]
         self._kept = {}
 
-    def conv2d(self, x, w, padding):
-        problem = conv_problem(x.shape, w.shape, padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        problem = conv_problem(x.shape, w.shape, padding, stride)
         with self._lane.active():
             y = self._host_empty(problem.y_shape)
             result = self._lane.empty(problem.y_shape)
-            operands = self._send(x), self._filters(w)
+            operands = self._send(x), self._weights(w), self._weights(bias)
             self.launch(problem, *operands, result)
             self._lane.copy(y, result)
         self._lane.synchronise()
         return y
 
-    def launch(self, problem, x, w, y):
+    def launch(self, problem, x, w, bias, y):
         """Ask for the convolution alone, of arrays on the device, on CuPy's current stream."""
-        convolve(problem, x, w, None, y, self.algorithm, self.device)
+        convolve(problem, x, w, bias, y, self.algorithm, self.device)
 
     def _host_empty(self, shape):
         if self.memory == "pinned":
@@ -306,13 +361,13 @@ class OffloadOps(ConvolutionElsewhere):
         self._lane.copy(on_device, array)
         return on_device
 
-    def _filters(self, w):
-        if self.weights == "each call":
-            return self._send(w)
+    def _weights(self, array):
+        if array is None or self.weights == "each call":
+            return array if array is None else self._send(array)
         # The array is kept beside its copy, so that no other can come to have its id.
-        if id(w) not in self._kept:
-            self._kept[id(w)] = w, self._send(w)
-        return self._kept[id(w)][1]
+        if id(array) not in self._kept:
+            self._kept[id(array)] = array, self._send(array)
+        return self._kept[id(array)][1]
 
 
 def check_kernel(who, algorithm):

@@ -6,9 +6,11 @@ every test. A convolution's gradients are in `conv.reference`. A name's ending s
 gradient is: ``dgrad`` of the input, ``wgrad`` of the parameters.
 """
 
+import functools
+
 import numpy as np
 
-from convstudy.nn.reference import interpolation
+from convstudy.nn.reference import averaging, interpolation
 
 
 def batch_norm_train(x, weight, bias, eps=1e-5):
@@ -98,29 +100,62 @@ def relu_dgrad(dy, y):
     return dy * (y > 0)
 
 
-def max_pool2d_dgrad(dy, x):
-    """Return the gradient of 2 x 2 pooling's input: the first largest pixel of a window has it.
+def max_pool2d_dgrad(dy, x, window=2, stride=2, padding=0):
+    """Return the gradient of max pooling's input: the first largest pixel of a window has it.
 
     Parameters
     ----------
-    dy : (N, C, H // 2, W // 2) array
+    dy : (N, C, P, Q) array
     x : (N, C, H, W) array
+    window, stride, padding : int
 
     Returns
     -------
     (N, C, H, W) array
-        0 in an odd last row or column.
+        A pixel of several windows has the sum; one of none, 0.
     """
-    h, w = (size // 2 * 2 for size in x.shape[2:])
-    taps = [(..., slice(r, h, 2), slice(s, w, 2)) for r in range(2) for s in range(2)]
-    largest = np.maximum(np.maximum(x[taps[0]], x[taps[1]]), np.maximum(x[taps[2]], x[taps[3]]))
+    h, w = x.shape[2:]
+    if padding:
+        around = [(0, 0), (0, 0), (padding, padding), (padding, padding)]
+        x = np.pad(x, around, constant_values=-np.inf)
+    ends = [stride * (count - 1) + 1 for count in dy.shape[2:]]
+    taps = [
+        (..., slice(r, r + ends[0], stride), slice(s, s + ends[1], stride))
+        for r in range(window)
+        for s in range(window)
+    ]
+    largest = functools.reduce(np.maximum, (x[tap] for tap in taps))
     dx = np.zeros(x.shape, dy.dtype)
     free = np.ones(dy.shape, bool)
     for tap in taps:
         hit = free & (x[tap] == largest)
-        np.multiply(dy, hit, out=dx[tap])
+        dx[tap] += dy * hit
         free &= ~hit
-    return dx
+    if not padding:
+        return dx
+    return np.ascontiguousarray(dx[:, :, padding : padding + h, padding : padding + w])
+
+
+def average_pool2d_dgrad(dy, size):
+    """Return the gradient, (N, C, *size), of what was averaged to the (N, C, P, P) of `dy`."""
+    down, across = (averaging(pixels, dy.shape[2], dy.dtype) for pixels in size)
+    return down.T @ dy @ across
+
+
+def linear_dgrad(dy, w, shape):
+    """Return the gradient, of `shape`, of what a matrix was multiplied with; `w` is (K, F)."""
+    return (dy @ w).reshape(shape)
+
+
+def linear_wgrad(x, dy):
+    """Return the gradients of a matrix, (K, F), and of its bias, (K,)."""
+    return dy.T @ x.reshape(len(x), -1), bias_grad(dy)
+
+
+def bias_grad(dy):
+    """Return the gradient, (K,), of a bias that was added to the (N, K, ...) of `dy`."""
+    others = (0, *range(2, dy.ndim))
+    return dy.sum(axis=others, dtype=np.float64).astype(dy.dtype)
 
 
 def conv_transpose2d_dgrad(dy, w):
@@ -155,8 +190,7 @@ def conv_transpose2d_wgrad(x, dy):
     """
     n, c, height, width = x.shape
     dw = np.matmul(x.reshape(n, c, height * width), _gathered(dy).swapaxes(1, 2)).sum(axis=0)
-    dbias = dy.sum(axis=(0, 2, 3), dtype=np.float64)
-    return dw.reshape(c, dy.shape[1], 2, 2), dbias.astype(dy.dtype)
+    return dw.reshape(c, dy.shape[1], 2, 2), bias_grad(dy)
 
 
 def upsample_bilinear_dgrad(dy):
@@ -197,7 +231,7 @@ def head_wgrad(x, dy):
     n, c, height, width = x.shape
     flat = dy.reshape(n, -1, height * width)
     dw = np.matmul(flat, x.reshape(n, c, height * width).swapaxes(1, 2)).sum(axis=0)
-    return dw[:, :, None, None], dy.sum(axis=(0, 2, 3), dtype=np.float64).astype(dy.dtype)
+    return dw[:, :, None, None], bias_grad(dy)
 
 
 def _everywhere(total, x, *sums):

@@ -29,23 +29,23 @@ class ImageOps(BlasOps):
     def __init__(self):
         super().__init__(threads=1)
 
-    def conv2d(self, x, w, padding):
-        problem = ConvProblem.of(x, w, padding=padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        problem = ConvProblem.of(x, w, stride, padding)
         y = np.empty(problem.y_shape, np.float32)
-        self._each(problem, lambda own, images: cpu.blas(own, x[images], w, None, y[images]))
+        self._each(problem, lambda own, images: cpu.blas(own, x[images], w, bias, y[images]))
         return y
 
-    def conv2d_dgrad(self, dy, w, size, padding):
+    def conv2d_dgrad(self, dy, w, size, padding=(0, 0), stride=(1, 1)):
         """Return the gradient of a convolution's input, of height and width `size`."""
         dx = np.empty((len(dy), w.shape[1], *size), np.float32)
-        problem = ConvProblem.of(dx, w, padding=padding)
+        problem = ConvProblem.of(dx, w, stride, padding)
         self._each(problem, lambda own, images: cpu.dgrad(own, dy[images], w, dx[images]))
         return dx
 
-    def conv2d_wgrad(self, x, dy, size, padding):
+    def conv2d_wgrad(self, x, dy, size, padding=(0, 0), stride=(1, 1)):
         """Return the gradient of a convolution's filters, of height and width `size`."""
         shape = (dy.shape[1], x.shape[1], *size)
-        problem = ConvProblem(*x.shape, shape[0], *size, padding=padding)
+        problem = ConvProblem(*x.shape, shape[0], *size, stride, padding)
 
         def of_some(own, images):
             dw = np.empty(shape, np.float32)

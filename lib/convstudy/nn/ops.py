@@ -10,6 +10,9 @@ FUNCTIONS = {
     "batch_norm": "batch norm",
     "relu": "ReLU",
     "max_pool2d": "pooling",
+    "average_pool2d": "pooling",
+    "add": "residual sum",
+    "linear": "linear",
     "conv_transpose2d": "up-convolution",
     "upsample_bilinear": "up-convolution",
     "pad_concat": "padding and concatenation",
@@ -23,8 +26,9 @@ class Ops(ABC):
     Arrays are NCHW and C-contiguous, of one dtype (float32, but for the reference), and lie where
     `to_device` puts them. The network validates its input once; the methods trust theirs.
 
-    `batch_norm` and `relu` may overwrite `x` and return it; no other method changes an argument,
-    and no method keeps one. So a network passes to these two only what it does not need again.
+    `batch_norm`, `relu` and `add` may overwrite `x` and return it; no other method changes an
+    argument, and no method keeps one. So a network passes to these only what it does not need
+    again.
     A method may return before its work is done; `synchronise` waits.
 
     Attributes
@@ -36,8 +40,8 @@ class Ops(ABC):
     name: str
 
     @abstractmethod
-    def conv2d(self, x, w, padding):
-        """Convolve at stride 1.
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        """Convolve.
 
         Parameters
         ----------
@@ -45,10 +49,13 @@ class Ops(ABC):
         w : (K, C, R, S) array
         padding : (int, int)
             Zeros on both sides, along H and W.
+        stride : (int, int)
+        bias : (K,) array, optional
 
         Returns
         -------
-        (N, K, H + 2 padding - R + 1, W + 2 padding - S + 1) array
+        (N, K, P, Q) array
+            P is ``(H + 2 padding - R) // stride + 1``, and Q likewise.
         """
 
     @abstractmethod
@@ -73,17 +80,60 @@ class Ops(ABC):
         """Return ``max(x, 0)`` of an array of any shape, which may be overwritten."""
 
     @abstractmethod
-    def max_pool2d(self, x):
-        """Return the largest of each 2 x 2 pixels, at stride 2.
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        """Return the largest pixel of each window.
 
         Parameters
         ----------
         x : (N, C, H, W) array
+        window, stride : int
+            Along H and W alike.
+        padding : int
+            Pixels on every side, none of which is ever the largest; at most half the window.
 
         Returns
         -------
-        (N, C, H // 2, W // 2) array
-            An odd last row or column takes no part.
+        (N, C, P, Q) array
+            P is ``(H + 2 padding - window) // stride + 1``, and Q likewise: what is left over below
+            and right of the last window takes no part.
+        """
+
+    @abstractmethod
+    def average_pool2d(self, x, size=1):
+        """Average over windows that share out the image, however large it is.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+        size : int
+            Of the result; 1 averages the whole image.
+
+        Returns
+        -------
+        (N, C, size, size) array
+            Output row ``p`` is the mean of rows ``floor(p H / size)`` to
+            ``ceil((p + 1) H / size)``, that one excluded, and columns likewise: windows overlap
+            where `size` divides the image unevenly (PyTorch's adaptive pooling).
+        """
+
+    @abstractmethod
+    def add(self, x, y):
+        """Return ``x + y``, of one shape; `x` may be overwritten."""
+
+    @abstractmethod
+    def linear(self, x, w, bias):
+        """Multiply each image's numbers, in the order in which they lie, with a matrix.
+
+        Parameters
+        ----------
+        x : (N, ...) array
+            Of F numbers an image.
+        w : (K, F) array
+        bias : (K,) array
+
+        Returns
+        -------
+        (N, K) array
         """
 
     @abstractmethod
@@ -161,6 +211,27 @@ class Ops(ABC):
 
     def synchronise(self):  # noqa: B027 - what computes at once has nothing to wait for
         """Wait until all that was asked for is done."""
+
+
+def pooled_shape(shape, window=2, stride=2, padding=0):
+    """Return the shape that `Ops.max_pool2d` leaves of one of (N, C, H, W).
+
+    Raises
+    ------
+    ValueError
+        Where no window fits, or one could lie on padding alone.
+    """
+    if not (window >= 1 and stride >= 1 and 0 <= 2 * padding <= window):
+        raise ValueError(
+            f"max_pool2d: window={window}, stride={stride}, padding={padding}; the first two must "
+            f"be at least 1, the padding at most half the window"
+        )
+    n, c, h, w = shape
+    if min(h, w) + 2 * padding < window:
+        raise ValueError(
+            f"max_pool2d: an image of {h} x {w} has no window of {window} x {window}; pass a larger"
+        )
+    return n, c, *((size + 2 * padding - window) // stride + 1 for size in (h, w))
 
 
 class Timed:

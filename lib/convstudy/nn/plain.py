@@ -5,7 +5,7 @@ import numpy as np
 
 from convstudy.conv import cpu
 from convstudy.loops import compiled
-from convstudy.nn.ops import Ops
+from convstudy.nn.ops import Ops, pooled_shape
 from convstudy.problem import ConvProblem
 
 
@@ -14,10 +14,10 @@ class PlainOps(Ops):
 
     name = "cpu-plain"
 
-    def conv2d(self, x, w, padding):
-        problem = ConvProblem.of(x, w, padding=padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        problem = ConvProblem.of(x, w, stride, padding)
         y = np.empty(problem.y_shape, np.float32)
-        cpu.plain(problem, x, w, None, y)
+        cpu.plain(problem, x, w, bias, y)
         return y
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
@@ -25,13 +25,26 @@ class PlainOps(Ops):
         return x
 
     def relu(self, x):
-        _relu(x)
+        _relu(x.reshape(-1))
         return x
 
-    def max_pool2d(self, x):
-        n, c, h, w = x.shape
-        y = np.empty((n, c, h // 2, w // 2), np.float32)
-        _max_pool2d(x, y)
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        y = np.empty(pooled_shape(x.shape, window, stride, padding), np.float32)
+        _max_pool2d(x, y, window, stride, padding)
+        return y
+
+    def average_pool2d(self, x, size=1):
+        y = np.empty((*x.shape[:2], size, size), np.float32)
+        _average_pool2d(x, y)
+        return y
+
+    def add(self, x, y):
+        _add(x.reshape(-1), y.reshape(-1))
+        return x
+
+    def linear(self, x, w, bias):
+        y = np.empty((len(x), len(w)), np.float32)
+        _linear(x.reshape(len(x), -1), w, bias, y)
         return y
 
     def conv_transpose2d(self, x, w, bias):
@@ -53,10 +66,7 @@ class PlainOps(Ops):
         return y
 
     def head(self, x, w, bias):
-        problem = ConvProblem.of(x, w)
-        y = np.empty(problem.y_shape, np.float32)
-        cpu.plain(problem, x, w, bias, y)
-        return y
+        return self.conv2d(x, w, bias=bias)
 
 
 @compiled
@@ -71,25 +81,59 @@ def _batch_norm(x, weight, bias, mean, var, eps):
 
 @compiled
 def _relu(x):
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            for h in range(x.shape[2]):
-                for w in range(x.shape[3]):
-                    if x[n, c, h, w] < 0:
-                        x[n, c, h, w] = 0
+    for i in range(x.size):
+        if x[i] < 0:
+            x[i] = 0
 
 
 @compiled
-def _max_pool2d(x, y):
+def _max_pool2d(x, y, window, stride, padding):
+    height, width = x.shape[2:]
     for n in range(y.shape[0]):
         for c in range(y.shape[1]):
             for p in range(y.shape[2]):
                 for q in range(y.shape[3]):
-                    largest = x[n, c, 2 * p, 2 * q]
-                    for r in range(2):
-                        for s in range(2):
-                            largest = max(largest, x[n, c, 2 * p + r, 2 * q + s])
+                    largest = np.float32(-np.inf)
+                    for r in range(window):
+                        for s in range(window):
+                            i = p * stride - padding + r
+                            j = q * stride - padding + s
+                            if 0 <= i < height and 0 <= j < width:
+                                largest = max(largest, x[n, c, i, j])
                     y[n, c, p, q] = largest
+
+
+@compiled
+def _average_pool2d(x, y):
+    height, width = x.shape[2:]
+    rows, columns = y.shape[2:]
+    for n in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            for p in range(rows):
+                top, bottom = p * height // rows, -(-(p + 1) * height // rows)
+                for q in range(columns):
+                    left, right = q * width // columns, -(-(q + 1) * width // columns)
+                    total = np.float32(0)
+                    for i in range(top, bottom):
+                        for j in range(left, right):
+                            total += x[n, c, i, j]
+                    y[n, c, p, q] = total / np.float32((bottom - top) * (right - left))
+
+
+@compiled
+def _add(x, y):
+    for i in range(x.size):
+        x[i] += y[i]
+
+
+@compiled
+def _linear(x, w, bias, y):
+    for n in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            total = bias[k]
+            for f in range(x.shape[1]):
+                total += x[n, f] * w[k, f]
+            y[n, k] = total
 
 
 @compiled

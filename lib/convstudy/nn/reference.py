@@ -2,9 +2,10 @@
 """The NumPy twin of every function: short, vectorised, in the input's own type."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from convstudy.conv import reference
-from convstudy.nn.ops import Ops
+from convstudy.nn.ops import Ops, pooled_shape
 
 
 class ReferenceOps(Ops):
@@ -24,16 +25,16 @@ class ReferenceOps(Ops):
     def to_device(self, array):
         return array.astype(self._dtype)
 
-    def conv2d(self, x, w, padding):
-        return reference.conv2d(x, w, padding=padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        return reference.conv2d(x, w, bias, stride, padding)
 
-    def conv2d_dgrad(self, dy, w, size, padding):
+    def conv2d_dgrad(self, dy, w, size, padding=(0, 0), stride=(1, 1)):
         """Return the gradient of a convolution's input, of height and width `size`."""
-        return reference.conv2d_dgrad(dy, w, size, padding=padding)
+        return reference.conv2d_dgrad(dy, w, size, stride, padding)
 
-    def conv2d_wgrad(self, x, dy, size, padding):
+    def conv2d_wgrad(self, x, dy, size, padding=(0, 0), stride=(1, 1)):
         """Return the gradient of a convolution's filters, of height and width `size`."""
-        return reference.conv2d_wgrad(x, dy, size, padding=padding)
+        return reference.conv2d_wgrad(x, dy, size, stride, padding)
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         mean, deviation, weight, bias = (
@@ -44,10 +45,23 @@ class ReferenceOps(Ops):
     def relu(self, x):
         return np.maximum(x, 0)
 
-    def max_pool2d(self, x):
-        n, c, h, w = x.shape
-        even = x[:, :, : h // 2 * 2, : w // 2 * 2]
-        return even.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        *_, p, q = pooled_shape(x.shape, window, stride, padding)
+        around = [(0, 0), (0, 0), (padding, padding), (padding, padding)]
+        windows = sliding_window_view(
+            np.pad(x, around, constant_values=-np.inf), (window, window), axis=(2, 3)
+        )
+        return windows[:, :, ::stride, ::stride].max(axis=(4, 5))[:, :, :p, :q]
+
+    def average_pool2d(self, x, size=1):
+        down, across = (averaging(pixels, size, x.dtype) for pixels in x.shape[2:])
+        return down @ x @ across.T
+
+    def add(self, x, y):
+        return x + y
+
+    def linear(self, x, w, bias):
+        return x.reshape(len(x), -1) @ w.T + bias
 
     def conv_transpose2d(self, x, w, bias):
         n, _, height, width = x.shape
@@ -77,3 +91,14 @@ def interpolation(size, dtype):
     # A value's share falls from 1 at its own place to 0 at its neighbours'.
     distance = np.abs(position[:, None] - np.arange(size))
     return np.maximum(0, 1 - distance).astype(dtype)
+
+
+def averaging(pixels, size, dtype):
+    """Return the (size, pixels) matrix whose row `i` averages window `i` of `pixels` pixels.
+
+    Windows share out the pixels as `Ops.average_pool2d` says.
+    """
+    first = np.arange(size)[:, None] * pixels
+    begin, end = first // size, -(-(first + pixels) // size)
+    inside = (begin <= np.arange(pixels)) & (np.arange(pixels) < end)
+    return (inside / (end - begin)).astype(dtype)

@@ -111,16 +111,19 @@ class TapeOps(Ops):
             self._made.add(id(output))
         return output
 
-    def conv2d(self, x, w, padding):
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
         # An image's gradient is not asked for, and is as much work as the convolution.
         inner = id(x) in self._made
 
         def back(dy):
-            yield w, self._ops.conv2d_wgrad(x, dy, w.shape[2:], padding)
+            yield w, self._ops.conv2d_wgrad(x, dy, w.shape[2:], padding, stride)
+            if bias is not None:
+                yield bias, gradients.bias_grad(dy)
             if inner:
-                yield x, self._ops.conv2d_dgrad(dy, w, x.shape[2:], padding)
+                yield x, self._ops.conv2d_dgrad(dy, w, x.shape[2:], padding, stride)
 
-        return self._record(self._ops.conv2d(x, w, padding), back, w)
+        used = (w,) if bias is None else (w, bias)
+        return self._record(self._ops.conv2d(x, w, padding, stride, bias), back, *used)
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
         training, total = self.training, self.total_of(weight)
@@ -159,9 +162,25 @@ class TapeOps(Ops):
         y = self._ops.relu(x)
         return self._record(y, lambda dy: [(x, gradients.relu_dgrad(dy, y))])
 
-    def max_pool2d(self, x):
-        y = self._ops.max_pool2d(x)
-        return self._record(y, lambda dy: [(x, gradients.max_pool2d_dgrad(dy, x))])
+    def max_pool2d(self, x, window=2, stride=2, padding=0):
+        windows = window, stride, padding
+        y = self._ops.max_pool2d(x, *windows)
+        return self._record(y, lambda dy: [(x, gradients.max_pool2d_dgrad(dy, x, *windows))])
+
+    def average_pool2d(self, x, size=1):
+        y = self._ops.average_pool2d(x, size)
+        return self._record(y, lambda dy: [(x, gradients.average_pool2d_dgrad(dy, x.shape[2:]))])
+
+    def add(self, x, y):
+        # It may work in place, as `relu` may: neither gradient asks for the numbers.
+        return self._record(self._ops.add(x, y), lambda dy: [(x, dy), (y, dy)])
+
+    def linear(self, x, w, bias):
+        def back(dy):
+            dw, dbias = gradients.linear_wgrad(x, dy)
+            return (w, dw), (bias, dbias), (x, gradients.linear_dgrad(dy, w, x.shape))
+
+        return self._record(self._ops.linear(x, w, bias), back, w, bias)
 
     def conv_transpose2d(self, x, w, bias):
         def back(dy):

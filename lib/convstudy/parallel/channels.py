@@ -22,10 +22,8 @@ def cut_axes(network, level):
     axes = {}
     for block in (*network.encoder, *(up.block for up in network.decoder)):
         if block.level >= level:
-            for _, convolution, norm, _, _ in block.convolutions:
-                axes[f"{convolution}.weight"] = 0
-                for kind in ("weight", "bias", "running_mean", "running_var"):
-                    axes[f"{norm}.{kind}"] = 0
+            for convolution in block.convolutions:
+                axes |= {name: 0 for name, shape in convolution.shapes().items() if shape}
     if not network.bilinear:
         for up in network.decoder:
             if up.block.level >= level:
@@ -125,10 +123,10 @@ class ChannelTape(TapeOps):
     def total_of(self, weight):
         return self._column_total if self._is_cut(weight) else self.total
 
-    def conv2d(self, x, w, padding):
+    def conv2d(self, x, w, *how, **more):
         if self._is_cut(w):
             x = self._whole(x, w.shape[1])
-        return super().conv2d(x, w, padding)
+        return super().conv2d(x, w, *how, **more)
 
     def conv_transpose2d(self, x, w, bias):
         x = self._whole(x, len(w)) if self._is_cut(w) else self._own_images(x)

@@ -17,7 +17,7 @@ class ChunkedForward:
 
     Parameters
     ----------
-    network : UNet
+    network : Network
         Its parameters go to each device once, at the beginning.
     devices : sequence of Device or int
         An int is a GPU's number.
@@ -74,8 +74,8 @@ class ChunkedForward:
 
         Returns
         -------
-        (N, n_classes, H, W) float32 NumPy array
-            In page-locked memory, where there is a GPU.
+        float32 NumPy array
+            As its `forward` gives it. In page-locked memory, where there is a GPU.
         """
         y_shape = self.network.check(x)
         with self._pipeline.lanes[0].active():

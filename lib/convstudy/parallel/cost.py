@@ -208,17 +208,12 @@ def layers(network, h, w):
     problems = dict(network.layers(h, w))
 
     def block(each):
-        for letter, _, _, c, k in each.convolutions:
-            problem = problems[each.layer + letter]
+        for layer, c, k in ((one.layer, one.c, one.k) for one in each.convolutions):
+            problem = problems[layer]
             pixels = problem.p * problem.q
             yield Layer(
-                each.layer + letter,
-                each.level,
-                each.level,
-                problem.flops,
-                c * pixels,
-                k * pixels,
-                9 * c * k + 2 * k,
+                *(layer, each.level, each.level, problem.flops),
+                *(c * pixels, k * pixels, 9 * c * k + 2 * k),
             )
 
     found = [layer for each in network.encoder for layer in block(each)]

@@ -31,7 +31,12 @@ def split(n, chunks):
     return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
 
 
-def rows_with_halo(x, rows, taps, padding, out):
+def height_with_halo(rows, taps, stride=1):
+    """Return how many input rows so many output rows of a convolution need."""
+    return (rows - 1) * stride + taps
+
+
+def rows_with_halo(x, rows, taps, padding, out, stride=1):
     """Write the input rows that some output rows need, the padding above and below included.
 
     Convolved without padding along H, they give these output rows and no others.
@@ -40,14 +45,17 @@ def rows_with_halo(x, rows, taps, padding, out):
     ----------
     x : (N, C, H, W) array
     rows : slice
-        Of the output of a convolution at stride 1.
+        Of the output of a convolution.
     taps, padding : int
         The filter's height R, and the zeros above and below.
-    out : (N, C, rows + R - 1, W) array
-        Is written.
+    out : (N, C, H', W) array
+        Is written; H' is as `height_with_halo` says.
+    stride : int
+        Along H.
     """
     # Where `out` begins and ends among the rows of x, those of the padding being outside.
-    begin, end = rows.start - padding, rows.stop + taps - 1 - padding
+    begin = rows.start * stride - padding
+    end = begin + height_with_halo(rows.stop - rows.start, taps, stride)
     first, last = max(begin, 0), min(end, x.shape[2])
     if (first, last) != (begin, end):
         out[...] = 0

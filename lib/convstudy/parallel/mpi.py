@@ -25,6 +25,8 @@ PATIENCE_S = 600.0
 # A rank that waits asks again after so long at most. The first questions come without a pause.
 _LONGEST_PAUSE_S = 1e-3
 _QUESTIONS_AT_ONCE = 20
+# The launcher hears what ranks say beside that they end, and what it has not heard by then is lost.
+_LAST_WORDS_S = 0.5
 
 
 class Mpi(Communicator):
@@ -99,6 +101,7 @@ class Mpi(Communicator):
     def abort(self, reason):
         print(f"convstudy: rank {self.rank} of {self.size}: {reason}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        time.sleep(_LAST_WORDS_S)
         self._mpi.COMM_WORLD.Abort(1)
 
     def _request(self, begun, what, finish=None):

@@ -7,7 +7,7 @@ from convstudy.conv.algorithm import get_algorithm
 from convstudy.conv.api import convolve
 from convstudy.device import CPU
 from convstudy.nn.cuda import ConvolutionElsewhere, check_choice, conv_problem
-from convstudy.parallel.cuts import rows_with_halo, split, whole
+from convstudy.parallel.cuts import height_with_halo, rows_with_halo, split, whole
 from convstudy.parallel.pipeline import Chunk, Pipeline
 from convstudy.problem import ConvProblem
 
@@ -62,14 +62,15 @@ class ParallelConv:
         self.chunks = len(lanes) if chunks is None else whole("ParallelConv", "chunks", chunks)
         self._kept = {}
 
-    def run(self, x, w, padding=0, record=False):
-        """Return the convolution of `x` with `w` at stride 1.
+    def run(self, x, w, padding=0, record=False, stride=1, bias=None):
+        """Return the convolution of `x` with `w`.
 
         Parameters
         ----------
         x : (N, C, H, W) float32 NumPy array, finite
         w : (K, C, R, S) float32 NumPy array, finite
-        padding : int or (int, int)
+        padding, stride : int or (int, int)
+        bias : (K,) float32 NumPy array, optional
         record : bool
             Whether to keep the timeline. Copies of filters are not in it.
 
@@ -77,24 +78,30 @@ class ParallelConv:
         -------
         (N, K, P, Q) float32 NumPy array
         """
-        for name, array in (("x", x), ("w", w)):
+        given = {"x": x, "w": w} | ({} if bias is None else {"bias": bias})
+        for name, array in given.items():
             if not isinstance(array, np.ndarray):
                 raise TypeError(
                     f"ParallelConv: {name} must be a NumPy array, got {type(array).__name__}"
                 )
-        problem = ConvProblem.of(x, w, padding=padding)
-        for name, array in (("x", x), ("w", w)):
+        problem = ConvProblem.of(x, w, stride, padding)
+        if bias is not None and (bias.shape != (problem.k,) or bias.dtype != x.dtype):
+            raise ValueError(
+                f"ParallelConv: bias is {bias.dtype} of shape {bias.shape}, expected {x.dtype} of "
+                f"shape {(problem.k,)}"
+            )
+        for name, array in given.items():
             if not np.isfinite(array).all():
                 raise ValueError(f"ParallelConv: {name} holds NaN or infinity")
-        return self.convolve(x, w, problem.padding, record)
+        return self.convolve(x, w, problem.padding, problem.stride, bias, record)
 
-    def convolve(self, x, w, padding, record=False):
+    def convolve(self, x, w, padding, stride=(1, 1), bias=None, record=False):
         """Do what `run` does, trusting its arguments."""
-        problem = conv_problem(x.shape, w.shape, padding)
+        problem = conv_problem(x.shape, w.shape, padding, stride)
         by_rows = self.cut == "rows" or (self.cut == "auto" and len(x) < self.chunks)
-        prepare, filters = self._filters(w)
+        prepare, weights = self._weights(w, bias)
         cut = self._cut_rows if by_rows else self._cut_images
-        chunks, finish = cut(problem, x, filters)
+        chunks, finish = cut(problem, x, weights)
         self._pipeline.run(chunks, prepare, record)
         return finish()
 
@@ -107,23 +114,24 @@ class ParallelConv:
         """How far the times of two GPUs may be shifted against each other, in seconds."""
         return self._pipeline.uncertainty_s
 
-    def _cut_images(self, problem, x, filters):
+    def _cut_images(self, problem, x, weights):
         y = self._host_empty(problem.y_shape)
-        compute = self._compute(problem.w_shape, problem.padding, filters)
+        compute = self._compute(problem, problem.padding, weights)
         chunks = [
             Chunk(x[part].shape, _copy_of(x[part]), compute, y[part])
             for part in split(problem.n, self.chunks)
         ]
         return chunks, lambda: y
 
-    def _cut_rows(self, problem, x, filters):
+    def _cut_rows(self, problem, x, weights):
         # The rows above and below come with the chunk, those of the padding as zeros.
-        compute = self._compute(problem.w_shape, (0, problem.padding[1]), filters)
+        compute = self._compute(problem, (0, problem.padding[1]), weights)
         parts = split(problem.p, self.chunks)
         chunks = []
         for rows in parts:
             count = rows.stop - rows.start
-            x_shape = (problem.n, problem.c, count + problem.r - 1, problem.w)
+            height = height_with_halo(count, problem.r, problem.stride[0])
+            x_shape = (problem.n, problem.c, height, problem.w)
             y = self._host_empty((problem.n, problem.k, count, problem.q))
             chunks.append(Chunk(x_shape, _rows_of(x, rows, problem), compute, y))
 
@@ -133,34 +141,39 @@ class ParallelConv:
 
         return chunks, finish
 
-    def _compute(self, w_shape, padding, filters):
+    def _compute(self, whole_problem, padding, weights):
         def compute(lane, x):
-            problem = conv_problem(x.shape, w_shape, padding)
+            problem = conv_problem(x.shape, whole_problem.w_shape, padding, whole_problem.stride)
             y = lane.empty(problem.y_shape)
             device = CPU if lane.device.kind == "cpu" else lane.device
-            return convolve(problem, x, filters(lane), None, y, self.algorithm, device)
+            return convolve(problem, x, *weights(lane), y, self.algorithm, device)
 
         return compute
 
-    def _filters(self, w):
-        """Return what brings the filters to a lane's device, and what finds them there."""
+    def _weights(self, w, bias):
+        """Return what brings filters and bias to a lane's device, and what finds them there."""
         kept = self._kept if self.weights == "once" else {}
+        given = w, bias
         arrived = {}
 
         def prepare(lane):
-            key = id(w), lane.device
-            if key not in kept:
-                staged = lane.host_empty(w.shape)
-                np.copyto(staged, w)
-                on_device = lane.empty(w.shape)
+            new = [a for a in given if a is not None and (id(a), lane.device) not in kept]
+            for array in new:
+                staged = lane.host_empty(array.shape)
+                np.copyto(staged, array)
+                on_device = lane.empty(array.shape)
                 lane.copy(on_device, staged)
                 # The array is kept beside its copy, so that no other can come to have its id.
-                kept[key] = w, on_device
+                kept[id(array), lane.device] = array, on_device
+            if new:
                 arrived[lane.device] = lane.mark()
             elif lane.device in arrived:
                 lane.wait(arrived[lane.device])
 
-        return prepare, lambda lane: kept[id(w), lane.device][1]
+        def find(lane):
+            return [a if a is None else kept[id(a), lane.device][1] for a in given]
+
+        return prepare, find
 
     def _host_empty(self, shape):
         lane = self._pipeline.lanes[0]
@@ -192,8 +205,8 @@ class DataParallelOps(ConvolutionElsewhere):
         self.convolution = ParallelConv(devices, streams, chunks, algorithm, cut, weights)
         super().__init__(cpu)
 
-    def conv2d(self, x, w, padding):
-        return self.convolution.convolve(x, w, padding)
+    def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
+        return self.convolution.convolve(x, w, padding, stride, bias)
 
 
 def _copy_of(part):
@@ -201,4 +214,6 @@ def _copy_of(part):
 
 
 def _rows_of(x, rows, problem):
-    return lambda staged: rows_with_halo(x, rows, problem.r, problem.padding[0], staged)
+    return lambda staged: rows_with_halo(
+        x, rows, problem.r, problem.padding[0], staged, problem.stride[0]
+    )

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from convstudy import recipe as recipes
 from convstudy.models.unet import UNet
 from convstudy.parallel.backend import BATCH_NORMS, RankedBackend
 from convstudy.parallel.communicator import RanksError
 from convstudy.parallel.grid import CUT_FROM, Grid, check_grid
 from convstudy.source import tree_sha256
-from convstudy.train import recipe as recipes
 from convstudy.train.checkpoints import Checkpoints
 from convstudy.train.trainer import DivergedError
 
@@ -137,7 +137,7 @@ def open_trainer(recipe, sharing, communicator, progress=None):
     ranks.together(lambda: _check(recipe, sharing, ranks.size))
     grid = Grid(ranks, sharing.model, sharing.cut_from)
 
-    def backend(network):
+    def backend(network, _):
         return RankedBackend(
             *(network, grid, recipe.batch, recipe.optimizer),
             *(dict(recipe.rule), recipe.clip or None, sharing.batch_norm),

@@ -82,7 +82,7 @@ def draw(table):
     places = _places([machine for machine, *_ in bars])
     drawing, axes = figure(height=0.9 + 0.19 * (places[-1] + 1))
     for place, (machine, _, group) in zip(places, bars, strict=True):
-        _bar(axes, place, group)
+        bar(axes, place, group)
         if machine != PAPER:
             total = labels.quantity(group["median_s"].sum(), "s")
             axes.text(1.01, place, total, va="center", fontsize=7)
@@ -125,7 +125,8 @@ def _places(machines):
     return places
 
 
-def _bar(axes, place, group):
+def bar(axes, place, group):
+    """Draw the shares of one execution, side by side in the order of their rows."""
     left = 0.0
     for row in group.to_dict("records"):
         known = row["function"] in FUNCTIONS

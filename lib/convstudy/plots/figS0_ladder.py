@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from convstudy import paths, records
 from convstudy.compile import source_sha256
-from convstudy.device import Device
+from convstudy.device import recorded
 from convstudy.plots import labels
 from convstudy.plots.palette import ALGORITHMS, look
 from convstudy.plots.save import Drawn, footer
@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def read(machines, suite="ladder"):
-    """Return what a suite of convolutions measured, with each one's FLOPs and its chip's peak.
+    """Return what a suite of convolutions measured, with each one's FLOPs and its chip's peaks.
 
     Parameters
     ----------
@@ -37,20 +37,22 @@ def read(machines, suite="ladder"):
     -------
     pandas.DataFrame
         As `records.table` returns it, and columns flops (NaN where a case was not measured),
-        peak_flops, peak_tf32_flops and peak_bf16_flops (of the machine's first GPU; NaN for what
-        ran on the CPU).
+        intensity (FLOPs for each of the fewest bytes), peak_flops, peak_tf32_flops and
+        peak_bf16_flops (of the machine's first GPU; NaN for what ran on the CPU).
     """
     table = records.table(suite, machines, source_sha256)
-    table[["flops", *_PEAKS]] = float("nan")
+    table[["flops", "intensity", *_PEAKS]] = float("nan")
     for machine in table["machine"].drop_duplicates():
         record = records.newest(machine, suite)
-        flops = {
-            result["case"]: ConvProblem(**_tuples(result["problem"])).flops
+        problems = {
+            result["case"]: ConvProblem(**_tuples(result["problem"]))
             for result in record["results"]
             if result["problem"]
         }
         here = table["machine"] == machine
-        table.loc[here, "flops"] = table.loc[here, "case"].map(flops)
+        for name in ("flops", "intensity"):
+            values = {case: float(getattr(problem, name)) for case, problem in problems.items()}
+            table.loc[here, name] = table.loc[here, "case"].map(values)
         on_gpu = here & ~table["algorithm"].astype(str).str.startswith("cpu")
         table.loc[on_gpu, _PEAKS] = _peaks(record["machine"]["gpus"])
     return table
@@ -64,10 +66,7 @@ def _peaks(gpus):
     """Return the chip's `_PEAKS` as recorded: FLOP/s at its highest clock."""
     if not gpus or not gpus[0]["clocks_mhz"]["sm_max"]:
         return (float("nan"),) * len(_PEAKS)
-    gpu = gpus[0]
-    capability = tuple(map(int, gpu["compute_capability"].split(".")))
-    clock_hz = gpu["clocks_mhz"]["sm_max"] * 1e6
-    chip = Device("gpu", gpu["name"], 0, capability, gpu["sm_count"], clock_hz=clock_hz)
+    chip = recorded(gpus[0])
     tensor_cores = chip.peak_tf32_flops or float("nan"), chip.peak_bf16_flops or float("nan")
     return chip.peak_fp32_flops, *tensor_cores
 

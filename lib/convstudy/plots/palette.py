@@ -64,6 +64,8 @@ FUNCTIONS = {
     "batch norm": Look("batch norm", "#ee6677", "s", "//"),
     "ReLU": Look("ReLU", "#228833", "^", "\\\\"),
     "pooling": Look("pooling", "#ccbb44", "v", ".."),
+    "residual sum": Look("residual sum", "#ee8866", "<", "oo"),
+    "linear": Look("linear", "#bbcc33", ">", "||"),
     "up-convolution": Look("up-convolution", "#66ccee", "D", "xx"),
     "padding and concatenation": Look("padding and concatenation", "#aa3377", "P", "++"),
     "head": Look("head", "#bbbbbb", "*", "--"),

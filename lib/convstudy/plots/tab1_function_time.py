@@ -65,12 +65,12 @@ def title(row):
 
 def display(plotted):
     """Return the plotted table as people read it: a line an execution, a column a function."""
-    rows = []
+    rows, called = [], set(plotted["function"])
     ways = ["machine", "execution", "algorithm", "rest"]
     for _, group in plotted.groupby(ways, sort=False):
         first = group.iloc[0]
         cells = {row["function"]: _cell(row) for row in group.to_dict("records")}
-        named = {name: cells.get(name, "") for name in (*FUNCTIONS, WHOLE)}
+        named = {name: cells.get(name, "") for name in (*FUNCTIONS, WHOLE) if name in called}
         way = labels.marked(title(first), group["stale"].any())
         rows.append({"machine": first["machine"], "execution": way, **named})
     return labels.shown(rows)

@@ -6,22 +6,25 @@ from convstudy.records.record import (
     RecordError,
     digest,
     load,
+    read,
     validate,
     validate_result,
     write,
 )
-from convstudy.records.table import COMMITTED, machines, named, newest, provenance, table
+from convstudy.records.table import COMMITTED, every, machines, named, newest, provenance, table
 
 __all__ = [
     "COMMITTED",
     "SCHEMA",
     "RecordError",
     "digest",
+    "every",
     "load",
     "machines",
     "named",
     "newest",
     "provenance",
+    "read",
     "table",
     "validate",
     "validate_result",

@@ -13,8 +13,6 @@ import math
 import os
 from pathlib import Path
 
-import jsonschema
-
 SCHEMA = "convstudy/measurement/1"
 
 
@@ -24,6 +22,9 @@ class RecordError(ValueError):
 
 @functools.cache
 def _validator(part=""):
+    # Takes most of a second to import, which those who only read do without.
+    import jsonschema
+
     schema = json.loads(Path(__file__).with_name("schema.json").read_text())
     if part:
         schema = {"$ref": f"#/$defs/{part}", "$defs": schema["$defs"]}
@@ -65,11 +66,7 @@ def validate(record, name="record"):
     identity = f"{time}-{record['source']['commit'][:7]}-{record['suite']}"
     if record["id"] != identity:
         raise RecordError(f"{name}: id: {record['id']!r}, but time, commit and suite: {identity!r}")
-    if record["digest"] != digest(record):
-        raise RecordError(
-            f"{name}: digest: it does not fit the content, so the record was changed after it was "
-            f"written; restore the file, or measure again"
-        )
+    _check_digest(record, name)
 
 
 def validate_result(result, name):
@@ -127,16 +124,44 @@ def load(path):
         or is named unlike its record.
     """
     path = Path(path)
-    try:
-        record = json.loads(
-            path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path.name}: not a record: {error}") from None
+    record = _parsed(path)
     validate(record, path.name)
     if path.name != f"{record['id']}.json":
         raise RecordError(f"{path.name}: id: {record['id']!r}, unlike the file's name")
     return record
+
+
+def read(path):
+    """Return the record in file `path`, whose digest fits: it was validated before it was written.
+
+    In a tenth of the time that `load` takes, for who computes with a record and does not show it.
+
+    Raises
+    ------
+    RecordError
+        Where the file is no JSON, or was changed.
+    """
+    path = Path(path)
+    record = _parsed(path)
+    _check_digest(record, path.name)
+    return record
+
+
+def _parsed(path):
+    try:
+        return json.loads(
+            path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path.name}: not a record: {error}") from None
+
+
+def _check_digest(record, name):
+    if not isinstance(record, dict) or record.get("digest") != digest(record):
+        raise RecordError(
+            f"{name}: digest: it does not fit the content, so the record was changed after it was "
+            f"written; restore the file, or measure again"
+        )
 
 
 def _unique(pairs):

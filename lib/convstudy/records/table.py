@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: MIT
 """All that was measured, as tables: one row a result of each machine's newest record."""
 
-import pandas as pd
-
 from convstudy import paths
 from convstudy.records import statistics
-from convstudy.records.record import RecordError, load
+from convstudy.records.record import RecordError, load, read
 
 _COLUMNS = (
     *("machine", "record", "commit", "case", "kernel", "clock", "cache", "transfers", "status"),
-    *("reason", "samples", "median_s", "p20_s", "p80_s", "error", "stale"),
+    *("reason", "samples", "median_s", "p20_s", "p80_s", "error", "passed", "stale"),
 )
 
 
@@ -58,9 +56,7 @@ def newest(machine, suite):
     RecordError
         Where the record is broken, or is another machine's.
     """
-    files = sorted(_folder(machine).glob(f"*-{suite}.json"))
-    # A suite's name may end another's; what it is follows the time and the commit.
-    files = [file for file in files if file.stem.split("-", 2)[2:] == [suite]]
+    files = _files(_folder(machine), suite)
     if not files:
         return None
     record = load(files[-1])
@@ -70,6 +66,17 @@ def newest(machine, suite):
             f"folder of {machine!r}"
         )
     return record
+
+
+def _files(folder, suite, depth=""):
+    files = sorted(folder.glob(f"{depth}*-{suite}.json"), key=lambda file: file.name)
+    # A suite's name may end another's; what it is follows the time and the commit.
+    return [file for file in files if file.stem.split("-", 2)[2:] == [suite]]
+
+
+def every(suite):
+    """Yield all records of `suite`, of all machines, from the oldest to the newest; see `read`."""
+    yield from map(read, _files(paths.MEASUREMENTS, suite, "*/"))
 
 
 def table(suite, of=None, current_sha256=None):
@@ -89,9 +96,11 @@ def table(suite, of=None, current_sha256=None):
     pandas.DataFrame
         Columns: machine, record, commit, case, the labels, kernel, clock, cache, transfers,
         status, reason, samples, median_s, p20_s, p80_s, error (the largest relative one against
-        the reference; NaN where none was compared), ``value_...``, stale. No rows where no machine
-        has run the suite.
+        the reference; NaN where none was compared), passed (whether that is within tolerance),
+        ``value_...``, stale. No rows where no machine has run the suite.
     """
+    import pandas as pd  # slow to import, and not needed to read records
+
     rows = []
     for machine in machines() if of is None else of:
         record = newest(machine, suite)
@@ -101,7 +110,7 @@ def table(suite, of=None, current_sha256=None):
 
 
 def _row(record, machine, result, current_sha256):
-    samples = result["samples_s"]
+    samples, check = result["samples_s"], result["check"] or {}
     return {
         "machine": machine,
         "record": record["id"],
@@ -118,7 +127,8 @@ def _row(record, machine, result, current_sha256):
         "median_s": statistics.median(samples),
         "p20_s": statistics.quantile(samples, 0.2),
         "p80_s": statistics.quantile(samples, 0.8),
-        "error": (result["check"] or {}).get("max_relative_error", float("nan")),
+        "error": check.get("max_relative_error", float("nan")),
+        "passed": check.get("passed"),
         **{f"value_{name}": value for name, value in result["values"].items()},
         "stale": _stale(result, current_sha256),
     }

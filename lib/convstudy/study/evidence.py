@@ -8,6 +8,8 @@ from convstudy.compile import source_sha256
 from convstudy.plots.fig4_clocks import convolution_flops
 
 _TILED = "conv2d_fprop_3_tiled"
+# Height and width of the images that VGG and ResNet are made for.
+_SIZE = 224
 
 
 class Evidence:
@@ -80,13 +82,32 @@ class Evidence:
         slow = self.environment(before, "network", "cpu")
         return 1 - self.environment(after, "network", execution) / slow
 
-    def share(self, function, execution):
+    def share(self, function, execution, suite="functions", **labels):
         """Return the share of `function` in the time of all functions, for one image."""
-        found = self.rows("functions", execution=execution, n=1)
+        found = self.rows(suite, execution=execution, n=1, **labels)
         found = found[found["function"] != "network"].set_index("function")["median_s"]
         if function not in found:
             raise LookupError(f"{self.machine} has not measured {function!r} of {execution!r}.")
         return float(found[function] / found.sum())
+
+    def network(self, network, environment, function="network", execution="offload"):
+        """Return the seconds of VGG or ResNet in one environment; offloaded as the paper does."""
+        return self.seconds(
+            "networks",
+            network=network,
+            size=_SIZE,
+            n=1,
+            environment=environment,
+            execution=execution,
+            rest="cpu-plain" if execution == "offload" else "",
+            function=function,
+            clock="synchronised",
+        )
+
+    def convolution_share(self, network, execution, algorithm=""):
+        """Return convolution's share of the time of VGG's or ResNet's functions."""
+        labels = {"network": network, "size": _SIZE, "algorithm": algorithm, "precision": "fp32"}
+        return self.share("convolution", execution, "networks", clock="synchronised", **labels)
 
     def memory(self, quantity, space):
         """Return the latency (seconds) or the bandwidth (bytes/s) of a GPU's memory."""

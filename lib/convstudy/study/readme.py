@@ -21,6 +21,7 @@ _TOP = {
     "figures/": "what the committed records draw, with each figure's plotted table",
     "figures/local/": "the same with this machine's own records beside them (not committed)",
     "data/paper/": "the paper's numbers and claims, as printed",
+    "data/goals.csv": "what our kernels are to reach against cuDNN",
     "data/measurements/": "one folder a machine, one append-only JSON a run",
     "data/images/": "composites of real photographs with masks, and their licences",
     "lib/tests/": "the library's tests, in the same tree",

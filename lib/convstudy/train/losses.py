@@ -1,10 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""What training makes small: cross-entropy and Dice, as milesial/Pytorch-UNet adds them up."""
+"""What training makes small: cross-entropy, and with it Dice, as milesial/Pytorch-UNet adds."""
 
 import numpy as np
 
 # Keeps 0 / 0 away where neither the mask nor the result has a pixel.
 EPSILON = 1e-6
+
+
+def cross_entropy(logits, labels):
+    """Return the loss of classified images, meant over the batch, and its gradient.
+
+    Parameters
+    ----------
+    logits : (N, classes) array
+    labels : (N,) integer array
+
+    Returns
+    -------
+    loss : float
+    dlogits : (N, classes) array
+        Of the logits' dtype.
+    """
+    probability, entropy = _softmax(logits, labels)
+    one_hot = labels[:, None] == np.arange(logits.shape[1])
+    dlogits = ((probability - one_hot) / len(labels)).astype(logits.dtype)
+    return float(entropy.mean(dtype=np.float64)), dlogits
 
 
 def cross_entropy_dice(logits, target, total=None):

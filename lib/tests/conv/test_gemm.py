@@ -60,6 +60,11 @@ def truth(which, problem, x, w, bias, dy):
     return reference.conv2d_wgrad(x, dy, (problem.r, problem.s), *steps)
 
 
+def own_scale(which, problem, *arrays):
+    """Return the root of the sum of each output's squared products, as NCHW."""
+    return np.sqrt(truth(which, problem, *(np.square(a.astype(float)) for a in arrays)))
+
+
 def in_dtype(dtype, x, w, bias, dy):
     return x.astype(dtype), w.astype(dtype), bias, dy.astype(dtype)
 
@@ -99,7 +104,9 @@ def check(kernel, problem, precision, where, rng):
     actual = run_kernel(kernel, of(problem, precision), arrays, where)
     expected = truth(which(kernel), problem, *arrays)
     products = terms(which(kernel), problem)
-    tolerance.assert_close(actual, expected, products, dtype=np.float32, precision=precision)
+    own = own_scale(which(kernel), problem, *arrays)
+    exactness = {"dtype": np.float32, "precision": precision, "own": own}
+    tolerance.assert_close(actual, expected, products, **exactness)
     error = tolerance.relative_error(actual, expected)
     if precision == "tf32" and products > 30:
         assert error > tolerance.tolerance(np.float32, products), "it was not TF32"

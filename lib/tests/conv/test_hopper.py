@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rungs 10 and 11: who is refused, how they are cut, and their results on a GPU that has wgmma."""
+"""Rungs 10 and 11: who is refused, how they are cut, their results, and faults planted in them."""
 
 import dataclasses
 
@@ -7,13 +7,15 @@ import pytest
 from problems import UNET_PROBLEMS
 from test_gemm import PASSES, check, of
 
-from convstudy import compile, device
+from convstudy import compile, device, emulator
 from convstudy.conv import algorithm, halo, hopper
-from convstudy.device import Device
+from convstudy.device import EMULATOR, Device
 from convstudy.measure.suites.network import unet
 from convstudy.problem import ConvProblem
 
 H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20)
+# There a block takes tile after tile; on the emulator's own 132, it takes one.
+ONE_SM = dataclasses.replace(EMULATOR, sm_count=1, name="one multiprocessor")
 KERNELS = [row.id for row in algorithm.ALGORITHMS.values() if row.id.endswith(("_wgmma", "_halo"))]
 PRECISIONS = ("fp32", "tf32", "bf16")
 # Channels in whole lines; tiles that are not full, rows of tiles that wrap, images that follow.
@@ -51,6 +53,61 @@ def test_kernels_on_the_gpu_agree_with_float64(title, kernel, precision, rng):
     check(kernel, problem, precision, gpu, rng)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_on_the_emulator_agree_with_float64(kernel, precision, rng):
+    problem = PROBLEMS["2x4, not padded"]
+    ok, reason = algorithm.get_algorithm(kernel).supports(of(problem, precision), EMULATOR)
+    if ok:
+        check(kernel, problem, precision, EMULATOR, rng)
+    else:
+        assert (family(kernel), precision) == (halo, "fp32"), reason
+
+
+def wide(kernel):
+    """Return a problem whose columns, or rows, fill no tile."""
+    c, k = {"fprop": (64, 192), "dgrad": (192, 64), "wgrad": (64, 64)}[which(kernel)]
+    return ConvProblem(1, c, 9, 17, k, 3, 3, padding=(1, 1))
+
+
+def some_choices(kernel, precision):
+    """Return a part of all tiles, another for each kernel and precision, whole or split."""
+    found = family(kernel).choices(kernel, of(wide(kernel), precision), ONE_SM)
+    first = KERNELS.index(kernel) + PRECISIONS.index(precision)
+    if kernel.endswith("_halo"):
+        return found[first % 2 :: 2]
+    tiles = list(dict.fromkeys(tile for tile, _ in found))[first % 4 :: 4]
+    return [(tile, 1 + 3 * ((first + i) % 2)) for i, tile in enumerate(tiles)]
+
+
+CHOSEN = [
+    (kernel, precision, choice)
+    for kernel in KERNELS
+    for precision in PRECISIONS[kernel.endswith("_halo") :]
+    for choice in some_choices(kernel, precision)
+]
+
+
+def run_choice(kernel, problem, precision, choice, where, rng, monkeypatch):
+    planned = family(kernel).plan(kernel, of(problem, precision), where, choice)
+    monkeypatch.setattr("convstudy.conv.api.plan", lambda *_: planned)
+    check(kernel, problem, precision, where, rng)
+
+
+@pytest.mark.parametrize(("kernel", "precision", "choice"), CHOSEN)
+def test_tiles_and_splits_on_the_emulator_give_the_right_result(
+    kernel, precision, choice, rng, monkeypatch
+):
+    run_choice(kernel, wide(kernel), precision, choice, ONE_SM, rng, monkeypatch)
+
+
+def test_every_tile_is_among_those_tried_on_the_emulator():
+    tried = {choice[0] for kernel, _, choice in CHOSEN if family(kernel) is hopper}
+    all_tiles = {*hopper._TILES_SPLIT, *hopper._TILES_WHOLE}
+    assert {dataclasses.replace(tile, filters_first=False) for tile in tried} == all_tiles
+    assert any(tile.filters_first for tile in tried)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -61,9 +118,57 @@ def test_every_choice_gives_the_right_result(kernel, precision, rng, monkeypatch
     if not algorithm.get_algorithm(kernel).supports(exact, gpu)[0]:
         pytest.skip("it refuses this precision, or this GPU")
     for choice in family(kernel).choices(kernel, exact, gpu):
-        planned = family(kernel).plan(kernel, exact, gpu, choice)
-        monkeypatch.setattr("convstudy.conv.api.plan", lambda *_, planned=planned: planned)
-        check(kernel, problem, precision, gpu, rng)
+        run_choice(kernel, problem, precision, choice, gpu, rng, monkeypatch)
+
+
+# What is taken away from a kernel, what stands there instead, and how the emulator finds it.
+FULL = "barrier_wait(full(turn.stage), turn.parity);"
+EMPTY = "barrier_wait(empty(turn.stage), turn.parity ^ 1);"
+PATCH_FULL = "barrier_wait(patch_full(patches.stage), patches.parity);"
+PATCH_EMPTY = "barrier_wait(patch_empty(patches.stage), patches.parity ^ 1);"
+RACE = emulator.SharedRace
+TOO_SOON = (RACE, emulator.UninitialisedShared)
+RELEASE = "    if (threadIdx.x % 32 == 0) barrier_arrive(barrier);"
+FAULTS = {
+    "a stage multiplied before it is full": ("bf16", FULL, "", TOO_SOON),
+    "a stage read before it is full": ("fp32", FULL, "", TOO_SOON),
+    "a stage overwritten before it was multiplied": ("bf16", EMPTY, "", RACE),
+    "a stage overwritten before it was read": ("fp32", EMPTY, "", RACE),
+    "a stage given back while multiplied": ("bf16", "wgmma_wait<1>", "wgmma_wait<2>", RACE),
+    "a stage given back while others read": ("fp32", f"__syncwarp();\n{RELEASE}", RELEASE, RACE),
+    "a stage given back by three warps": ("bf16", "stage), CONSUMERS * 4", "stage), 3", RACE),
+    "bytes that do not come": ("bf16", "stage), STAGE)", "stage), STAGE + 128)", emulator.Deadlock),
+    "barriers unknown to the TMA": ("bf16", "barrier_init_done();", "", emulator.EmulatorFault),
+    "barriers unknown to others": ("bf16", "#else\n    __syncthreads();", "#else", RACE),
+    "products without a fence": ("bf16", "wgmma_fence();", "", emulator.EmulatorFault),
+    "sums stored before they are there": ("bf16", "wgmma_wait<0>();", "", AssertionError),
+    "lines stored before exchanged": ("bf16", "__syncwarp();\n#pragma", "\n#pragma", RACE),
+    "lines exchanged before stored": ("fp32", "__syncwarp();\n        }", "}", RACE),
+    "a patch multiplied before it is full": ("halo", PATCH_FULL, "", RACE),
+    "a patch overwritten before it was multiplied": ("halo", PATCH_EMPTY, "", RACE),
+}
+
+
+@pytest.mark.parametrize("title", FAULTS)
+def test_a_fault_planted_in_a_kernel_is_found(title, rng, monkeypatch):
+    precision, old, new, error = FAULTS[title]
+    kernel, problem = "conv2d_fprop_10_wgmma", PROBLEMS["two images"]
+    if precision == "halo":
+        # One tap, so that patches follow as fast as filters do; several go round.
+        kernel, precision = "conv2d_fprop_11_halo", "bf16"
+        problem = ConvProblem(1, 320, 5, 7, 64, 1, 1)
+    whole = compile.source
+
+    def faulty(name, defines=()):
+        text = whole(name, defines)
+        assert name != kernel or old in text
+        return text.replace(old, new) if name == kernel else text
+
+    monkeypatch.setattr(compile, "source", faulty)
+    compile._on_emulator.cache_clear()
+    with pytest.raises(error):
+        check(kernel, problem, precision, EMULATOR, rng)
+    compile._on_emulator.cache_clear()
 
 
 @pytest.mark.parametrize(

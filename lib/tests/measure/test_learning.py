@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from convstudy.measure.suites.learning import SUITE
-from convstudy.plots.figS4_masks import unpacked
+from convstudy.plots.figS2_masks import unpacked
 from convstudy.records import validate_result
 from convstudy.train.dice import dice
 

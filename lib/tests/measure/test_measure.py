@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Measuring: three clocks, where numbers come from, and a runner that may be killed."""
 
+import contextlib
 import dataclasses
 import getpass
 import os
@@ -198,6 +199,46 @@ def test_what_cannot_be_timed_is_refused_before_it_runs(arguments, message):
 
     with pytest.raises(ValueError, match=f"^clocks: .*{message}"):
         clocks.sample(run, *arguments)
+
+
+def test_laps_are_asked_for_before_any_is_waited_for(monkeypatch):
+    asked, now = [], iter(range(0, 1000, 5))
+
+    class Event:
+        def record(self):
+            self.at = next(now)
+            asked.append("mark")
+
+        def synchronize(self):
+            asked.append("wait")
+
+    cuda = SimpleNamespace(
+        Device=lambda index: contextlib.nullcontext(),
+        Event=Event,
+        get_elapsed_time=lambda start, stop: stop.at - start.at,
+    )
+    monkeypatch.setattr(clocks, "array_module", lambda device: SimpleNamespace(cuda=cuda))
+    runs = [lambda side=side: asked.append(side) for side in "abc"]
+    assert clocks.laps(runs, Device("gpu", "a GPU")) == [0.005] * 3
+    assert asked == ["c", "mark", "a", "mark", "b", "mark", "c", "mark", "wait"]
+
+
+@pytest.mark.gpu
+def test_laps_of_a_kernel_are_not_longer_than_its_time_by_events(rng):
+    device = devices()[0]
+    xp = array_module(device)
+    problem = ConvProblem(4, 64, 128, 191, 64, 3, 3, padding=(1, 1))
+    launch = plan("conv2d_fprop_3_tiled", problem, device)
+    shapes = problem.x_shape, problem.w_shape, (problem.k,)
+    arrays = [xp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
+    arrays.append(xp.empty(problem.y_shape, np.float32))
+
+    def run():
+        launch.run(device, arrays)
+
+    event = np.median(clocks.sample(run, "event", device, 10))
+    laps = [clocks.laps([run] * 4, device) for _ in range(10)]
+    assert 0.8 * event < np.median(laps) < 1.05 * event
 
 
 @pytest.mark.gpu

@@ -104,6 +104,29 @@ def test_of_equal_pixels_the_first_has_the_gradient():
     np.testing.assert_array_equal(dx[0, 0], expected)
 
 
+@pytest.mark.parametrize("windows", [(3, 2, 1), (3, 1, 1), (2, 1, 0), (2, 3, 1)], ids=str)
+def test_pooling_of_windows_that_overlap_or_leave_pixels_out(windows, draw):
+    for n, c, h, w in [(2, 3, 5, 4), (1, 2, 4, 7), (1, 1, 3, 3)]:
+        x = draw(n, c, h, w)
+        dy = draw(*TWIN.max_pool2d(x, *windows).shape)
+        computed = gradients.max_pool2d_dgrad(dy, x, *windows)
+        check(lambda x=x: TWIN.max_pool2d(x, *windows), (x,), (computed,), dy)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_average_pooling(shape, size, draw):
+    x, dy = draw(*shape), draw(*shape[:2], size, size)
+    computed = gradients.average_pool2d_dgrad(dy, shape[2:])
+    check(lambda: TWIN.average_pool2d(x, size), (x,), (computed,), dy)
+
+
+def test_linear(shape, draw):
+    n, c, h, w = shape
+    x, weight, bias, dy = draw(*shape), draw(4, c * h * w), draw(4), draw(n, 4)
+    computed = gradients.linear_dgrad(dy, weight, x.shape), *gradients.linear_wgrad(x, dy)
+    check(lambda: TWIN.linear(x, weight, bias), (x, weight, bias), computed, dy)
+
+
 def test_transposed_convolution(shape, draw):
     n, c, h, w = shape
     x, filters, bias, dy = draw(*shape), draw(c, 4, 2, 2), draw(4), draw(n, 4, 2 * h, 2 * w)
@@ -144,6 +167,17 @@ def test_convolution(draw):
     check(lambda: TWIN.conv2d(x, filters, (1, 1)), (x, filters), computed, dy)
 
 
+def test_strided_convolution_with_a_bias(draw):
+    x, filters, bias, dy = draw(2, 3, 6, 5), draw(4, 3, 3, 2), draw(4), draw(2, 4, 3, 2)
+    steps = {"stride": (2, 3), "padding": (1, 1)}
+    computed = (
+        reference.conv2d_dgrad(dy, filters, (6, 5), **steps),
+        reference.conv2d_wgrad(x, dy, (3, 2), **steps),
+        gradients.bias_grad(dy),
+    )
+    check(lambda: TWIN.conv2d(x, filters, bias=bias, **steps), (x, filters, bias), computed, dy)
+
+
 def test_what_is_linear_is_the_adjoint_of_its_forward(draw):
     """``<A x, y> = <x, A' y>``, to rounding: closer than differences can tell."""
     x, w, zero = draw(2, 3, 6, 5), draw(3, 4, 2, 2), np.zeros(4)
@@ -172,6 +206,11 @@ def test_results_are_of_the_inputs_type(dtype, rng):
         *gradients.batch_norm_dgrad(x, x, c, c, c**2, 1e-5),
         gradients.relu_dgrad(x, x),
         gradients.max_pool2d_dgrad(draw(2, 3, 3, 2), x),
+        gradients.max_pool2d_dgrad(draw(2, 3, 3, 2), x, 3, 2, 1),
+        gradients.average_pool2d_dgrad(draw(2, 3, 7, 7), (6, 4)),
+        gradients.linear_dgrad(draw(2, 5), draw(5, 72), x.shape),
+        *gradients.linear_wgrad(x, draw(2, 5)),
+        gradients.bias_grad(x),
         gradients.conv_transpose2d_dgrad(up, draw(5, 3, 2, 2)),
         *gradients.conv_transpose2d_wgrad(x, up),
         gradients.upsample_bilinear_dgrad(up),
@@ -211,6 +250,16 @@ def test_pytorch_agrees(rng):
             functional.max_pool2d(ties, 2),
             (ties,),
             lambda dy: (gradients.max_pool2d_dgrad(dy, a[4]),),
+        ),
+        (
+            functional.max_pool2d(ties, 3, 2, 1),
+            (ties,),
+            lambda dy: (gradients.max_pool2d_dgrad(dy, a[4], 3, 2, 1),),
+        ),
+        (
+            functional.adaptive_avg_pool2d(x, 4),
+            (x,),
+            lambda dy: (gradients.average_pool2d_dgrad(dy, (7, 6)),),
         ),
         (
             functional.conv_transpose2d(x, up, bias, stride=2),

@@ -7,28 +7,67 @@ import pytest
 from convstudy import tolerance
 from convstudy.conv import reference
 from convstudy.nn.blas import BlasOps
+from convstudy.nn.images import ImageOps
 from convstudy.nn.ops import FUNCTIONS, Ops, Timed
 from convstudy.nn.plain import PlainOps
-from convstudy.nn.reference import ReferenceOps, interpolation
+from convstudy.nn.reference import ReferenceOps, averaging, interpolation
 
 TWIN = ReferenceOps()
-EXECUTIONS = {"plain": PlainOps(), "blas": BlasOps(), "blas, 1 thread": BlasOps(1)}
+EXECUTIONS = {
+    "plain": PlainOps(),
+    "blas": BlasOps(),
+    "blas, 1 thread": BlasOps(1),
+    "by images": ImageOps(),
+}
 EVERY = {"reference": ReferenceOps(np.float32), **EXECUTIONS}
 
 # N, C, H, W: odd and even, one pixel high or wide, several images.
 SHAPES = [(1, 3, 16, 16), (1, 5, 17, 19), (3, 4, 7, 11), (2, 3, 1, 6), (1, 2, 9, 1), (5, 9, 1, 1)]
+
+# Each function as U-Net calls it, and as VGG and ResNet do: what is called stands before the comma.
+CALLS = (
+    *FUNCTIONS,
+    *("conv2d, of one pixel", "conv2d, 7 x 7 at stride 2", "conv2d, strides apart"),
+    *("max_pool2d, 3 x 3", "max_pool2d, 3 x 3 at stride 1", "average_pool2d, 7 x 7"),
+)
+OPTIONS = {
+    "max_pool2d, 3 x 3": (3, 2, 1),
+    "max_pool2d, 3 x 3 at stride 1": (3, 1, 1),
+    "average_pool2d, 7 x 7": (7,),
+}
+INPLACE = ("batch_norm", "relu", "add")
+
+
+def fits(title, shape):
+    """Whether a pooling has a window on an image of `shape`."""
+    return title != "max_pool2d" or min(shape[2:]) >= 2
+
+
+FITTING = [(title, shape) for title in CALLS for shape in SHAPES if fits(title, shape)]
 
 
 def draw(rng, *shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def arguments(method, shape, rng):
-    """Return fresh arguments of `method` for an input of `shape`, and the products it sums."""
+def arguments(title, shape, rng):
+    """Return fresh arguments of a call for an input of `shape`, and the products it sums."""
     n, c, h, w = shape
-    x = draw(rng, *shape)
+    x, method = draw(rng, *shape), title.split(",")[0]
+    if title in OPTIONS:
+        return (x, *OPTIONS[title]), 16
+    if title == "conv2d, of one pixel":
+        return (x, draw(rng, 6, c, 1, 1), (0, 0), (2, 2)), c
+    if title == "conv2d, 7 x 7 at stride 2":
+        return (x, draw(rng, 6, c, 7, 7), (3, 3), (2, 2), draw(rng, 6)), 49 * c
+    if title == "conv2d, strides apart":
+        return (x, draw(rng, 3, c, 3, 2), (1, 2), (1, 3), draw(rng, 3)), 6 * c
     if method == "conv2d":
         return (x, draw(rng, 6, c, 3, 3), (1, 1)), 9 * c
+    if method == "add":
+        return (x, draw(rng, *shape)), 16
+    if method == "linear":
+        return (x, draw(rng, 6, c * h * w), draw(rng, 6)), c * h * w + 16
     if method == "batch_norm":
         # Few roundings, but of single values, and the largest value is several times the rms.
         variance = rng.uniform(0.5, 2, c).astype(np.float32)
@@ -43,8 +82,8 @@ def arguments(method, shape, rng):
     return (x,), 16
 
 
-def call(ops, method, values):
-    return getattr(ops, method)(*values)
+def call(ops, title, values):
+    return getattr(ops, title.split(",")[0])(*values)
 
 
 def copies(values, dtype=None):
@@ -59,8 +98,7 @@ def guarded(array):
     return inside
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method", FUNCTIONS)
+@pytest.mark.parametrize(("method", "shape"), FITTING)
 @pytest.mark.parametrize("name", EXECUTIONS)
 def test_agrees_with_the_float64_twin(name, method, shape, rng):
     values, terms = arguments(method, shape, rng)
@@ -72,18 +110,18 @@ def test_agrees_with_the_float64_twin(name, method, shape, rng):
     tolerance.assert_close(output, truth, terms)
 
 
-@pytest.mark.parametrize("method", FUNCTIONS)
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("name", EVERY)
-def test_only_batch_norm_and_relu_may_overwrite(name, method, rng):
+def test_only_some_may_overwrite(name, method, rng):
     values, _ = arguments(method, (2, 3, 7, 9), rng)
     given = copies(values)
     call(EVERY[name], method, given)
-    free = 1 if method in ("batch_norm", "relu") else 0
+    free = 1 if method in INPLACE else 0
     for value, original in zip(given[free:], values[free:], strict=True):
         np.testing.assert_array_equal(value, original)
 
 
-@pytest.mark.parametrize("method", FUNCTIONS)
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_twins_keep_the_dtype(method, dtype, rng):
     values, _ = arguments(method, (2, 3, 7, 9), rng)
@@ -114,6 +152,51 @@ class TestByHand:
         expected = [[8, 10, 12], [22, 24, 26]]
         np.testing.assert_array_equal(ops.max_pool2d(x)[0, 0], expected)
         np.testing.assert_array_equal(ops.max_pool2d(-x)[0, 0], [[0, -2, -4], [-14, -16, -18]])
+
+    def test_pooling_of_overlapping_windows_never_takes_the_padding(self, ops):
+        x = np.array([[-9, -8, -7], [-6, -5, -4], [-3, -2, -1]], np.float32)[None, None]
+        y = ops.max_pool2d(x, 3, 2, 1)
+        np.testing.assert_array_equal(y[0, 0], [[-5, -4], [-2, -1]])
+
+    def test_windows_of_one_pixel_copy_it(self, ops):
+        x = np.arange(20, dtype=np.float32).reshape(1, 1, 4, 5)
+        y = ops.max_pool2d(x, 1, 2, 0)
+        np.testing.assert_array_equal(y[0, 0], [[0, 2, 4], [10, 12, 14]])
+        y[...] = 99
+        assert x.max() == 19
+
+    def test_the_whole_image_is_averaged(self, ops):
+        x = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+        np.testing.assert_allclose(ops.average_pool2d(x), [[[[2.5]], [[8.5]]]], rtol=1e-6)
+
+    def test_windows_share_an_image_out(self, ops):
+        """5 rows by 2: 0 to 2 and 2 to 4, the middle one in both; 3 columns by 2: 0 1, 1 2."""
+        x = np.arange(15, dtype=np.float32).reshape(1, 1, 5, 3)
+        y = ops.average_pool2d(x, 2)
+        np.testing.assert_allclose(y[0, 0], [[3.5, 4.5], [9.5, 10.5]], rtol=1e-6)
+
+    def test_an_image_of_few_pixels_is_spread(self, ops):
+        x = np.array([[1, 2], [3, 4]], np.float32)[None, None]
+        expected = [[1, 1.5, 2], [2, 2.5, 3], [3, 3.5, 4]]
+        np.testing.assert_allclose(ops.average_pool2d(x, 3)[0, 0], expected, rtol=1e-6)
+        np.testing.assert_allclose(ops.average_pool2d(x, 2), x)
+
+    def test_add(self, ops):
+        x = np.array([1, -2, 3], np.float32).reshape(1, 3, 1, 1)
+        y = np.array([10, 20, 30], np.float32).reshape(1, 3, 1, 1)
+        np.testing.assert_array_equal(ops.add(x, y).ravel(), [11, 18, 33])
+
+    def test_linear_takes_numbers_in_their_order(self, ops):
+        x = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32).reshape(2, 1, 2, 2)
+        w = np.array([[1, 10, 100, 1000], [0, 0, 0, -1]], np.float32)
+        y = ops.linear(x, w, np.array([0.5, 0], np.float32))
+        np.testing.assert_array_equal(y, [[4321.5, -4], [8765.5, -8]])
+
+    def test_a_strided_convolution_with_a_bias(self, ops):
+        x = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
+        w = np.array([[1, 10]], np.float32)[None, None]
+        y = ops.conv2d(x, w, (0, 1), (2, 3), np.array([0.5], np.float32))
+        np.testing.assert_array_equal(y[0, 0], [[0.5, 32.5], [80.5, 120.5]])
 
     def test_conv_transpose_spreads_a_pixel(self, ops):
         x = np.array([[2, 0], [0, 3]], np.float32)[None, None]
@@ -167,6 +250,25 @@ def test_interpolation_weights(size):
     assert matrix[-1, -1] == 1
     # A mirrored input gives a mirrored output.
     np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-12)
+
+
+@pytest.mark.parametrize(("pixels", "size"), [(1, 1), (7, 7), (7, 3), (3, 7), (13, 7), (14, 7)])
+def test_averaging_weights(pixels, size):
+    matrix = averaging(pixels, size, np.float64)
+    assert matrix.shape == (size, pixels)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1)
+    # Every pixel is in a window, and a mirrored input gives a mirrored output.
+    assert (matrix.sum(axis=0) > 0).all()
+    np.testing.assert_array_equal(matrix, matrix[::-1, ::-1])
+
+
+@pytest.mark.parametrize("ops", [TWIN, *EXECUTIONS.values()])
+def test_windows_that_are_not_there_are_refused(ops):
+    x = np.ones((1, 1, 1, 9), np.float32)
+    with pytest.raises(ValueError, match="1 x 9 has no window of 2 x 2; pass a larger"):
+        ops.max_pool2d(x)
+    with pytest.raises(ValueError, match="padding=2; .* the padding at most half the window"):
+        ops.max_pool2d(x, 3, 2, 2)
 
 
 def test_blas_refuses_no_threads():

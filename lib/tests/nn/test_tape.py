@@ -127,6 +127,34 @@ def test_what_is_used_twice_has_the_sum_of_both_gradients():
     assert tape.backward(np.ones((1, 2, 1, 1)))["w"] == 4
 
 
+def test_a_bias_a_stride_and_overlapping_windows_have_their_gradients(rng):
+    """A small network of every function that a U-Net has not, along random directions."""
+    tape = TapeOps(ReferenceOps())
+    shapes = {"w": (4, 3, 3, 3), "b": (4,), "one": (4, 4, 1, 1), "m": (5, 16), "c": (5,)}
+    given = {name: tape.parameter(name, rng.standard_normal(s)) for name, s in shapes.items()}
+    x, dy = rng.standard_normal((2, 3, 11, 14)), rng.standard_normal((2, 5))
+
+    def run():
+        y = tape.conv2d(x, given["w"], (1, 1), (2, 2), given["b"])
+        y = tape.max_pool2d(y, 3, 2, 1)
+        # What is added is used again, as the input of a residual block is.
+        y = tape.relu(tape.add(tape.conv2d(y, given["one"]), y))
+        return tape.linear(tape.average_pool2d(y, 2), given["m"], given["c"])
+
+    run()
+    found = tape.backward(dy)
+    assert sorted(found) == sorted(shapes)
+    for name, gradient in found.items():
+        direction, kept, values = rng.standard_normal(shapes[name]), given[name].copy(), []
+        for step in (1e-6, -1e-6):
+            given[name][...] = kept + step * direction
+            values.append(float((run() * dy).sum()))
+            tape.forget()
+        given[name][...] = kept
+        slope = (values[0] - values[1]) / 2e-6
+        assert np.vdot(gradient, direction) == pytest.approx(slope, rel=1e-5), name
+
+
 def test_the_tape_is_read_once(rng):
     network, (x, target) = unet(), batch(rng)
     tape = TapeOps()

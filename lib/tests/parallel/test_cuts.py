@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from convstudy.conv import reference
-from convstudy.parallel.cuts import rows_with_halo, split
+from convstudy.parallel.cuts import height_with_halo, rows_with_halo, split
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 17])
@@ -36,12 +36,14 @@ def test_bad_splits_are_refused_in_words(values, error, message):
 
 @pytest.mark.parametrize(("taps", "padding"), [(3, 1), (1, 0), (3, 0), (5, 2), (2, 3), (3, 4)])
 @pytest.mark.parametrize("chunks", [1, 2, 3, 11])
-def test_rows_with_their_halo_give_the_rows_of_the_whole(taps, padding, chunks, rng):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rows_with_their_halo_give_the_rows_of_the_whole(taps, padding, chunks, stride, rng):
     x, w = rng.standard_normal((2, 3, 7, 6)), rng.standard_normal((4, 3, taps, 3))
-    whole = reference.conv2d(x, w, padding=(padding, 1))
+    whole = reference.conv2d(x, w, None, (stride, 1), (padding, 1))
     parts = []
     for rows in split(whole.shape[2], chunks):
-        part = np.full((2, 3, rows.stop - rows.start + taps - 1, 6), np.nan)
-        rows_with_halo(x, rows, taps, padding, part)
-        parts.append(reference.conv2d(part, w, padding=(0, 1)))
+        height = height_with_halo(rows.stop - rows.start, taps, stride)
+        part = np.full((2, 3, height, 6), np.nan)
+        rows_with_halo(x, rows, taps, padding, part, stride)
+        parts.append(reference.conv2d(part, w, None, (stride, 1), (0, 1)))
     np.testing.assert_allclose(np.concatenate(parts, axis=2), whole, rtol=1e-12)

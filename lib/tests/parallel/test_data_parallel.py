@@ -177,6 +177,19 @@ def test_a_convolutions_result_does_not_depend_on_the_cut(cut, n, taps, padding,
             np.testing.assert_array_equal(result, results[0][1])
 
 
+@pytest.mark.parametrize("cut", ["images", "rows"])
+@pytest.mark.parametrize(("taps", "padding", "stride"), [((7, 7), (3, 3), 2), ((1, 2), 0, (3, 1))])
+def test_strides_and_a_bias_are_cut_too(cut, taps, padding, stride, poisoned, rng):
+    (x, w), bias = operands(rng, 3, taps), rng.standard_normal(5, dtype=np.float32)
+    p, s = (v if isinstance(v, tuple) else (v, v) for v in (padding, stride))
+    truth = reference.conv2d(*(a.astype(float) for a in (x, w, bias)), s, p)
+    for weights in ("each call", "once"):
+        conv = ParallelConv(EMULATORS, 2, 4, "conv2d_fprop_3_tiled", cut, weights)
+        for _ in range(2):
+            result = conv.run(x, w, padding, stride=stride, bias=bias)
+            tolerance.assert_close(result, truth, 3 * taps[0] * taps[1] + 16)
+
+
 def test_every_rung_gives_the_bits_of_the_whole_by_rows(rng):
     x, w = operands(rng, 1)
     whole = ParallelConv([EMULATOR], 1, 1, "conv2d_fprop_1_naive").run(x, w, 1)
@@ -256,6 +269,7 @@ BAD = {
     "float64": ({"x": np.ones((1, 3, 9, 9))}, TypeError, "x is float64 and w is float32"),
     "rank": ({"x": np.ones((3, 9, 9), np.float32)}, ValueError, "x must be an array of rank 4"),
     "a list": ({"x": [[1.0]]}, TypeError, "ParallelConv: x must be a NumPy array, got list"),
+    "bias": ({"bias": np.ones(2, np.float32)}, ValueError, r"bias is float32 of shape \(2,\), exp"),
     "no image": ({"x": np.ones((0, 3, 9, 9), np.float32)}, ValueError, "n must be at least 1"),
     "channels": ({"x": np.ones((1, 2, 9, 9), np.float32)}, ValueError, "w expects 3"),
     "NaN": ({"x": np.full((1, 3, 9, 9), np.nan, np.float32)}, ValueError, "x holds NaN"),
@@ -272,10 +286,10 @@ BAD = {
 def test_bad_convolutions_are_refused_in_words(title, rng):
     options, error, message = BAD[title]
     x, w = operands(rng, 1)
-    options = {"devices": [EMULATOR], "x": x, "padding": 1, **options}
-    x, padding = options.pop("x"), options.pop("padding")
+    options = {"devices": [EMULATOR], "x": x, "padding": 1, "bias": None, **options}
+    x, padding, bias = (options.pop(name) for name in ("x", "padding", "bias"))
     with pytest.raises(error, match=message):
-        ParallelConv(**options).run(x, w, padding)
+        ParallelConv(**options).run(x, w, padding, bias=bias)
 
 
 def test_columns_need_not_lie_side_by_side(rng):

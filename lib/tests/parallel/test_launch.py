@@ -233,7 +233,7 @@ def test_a_fault_of_one_rank_at_the_start_is_told_once(tmp_path):
         (("batch=2",), 4, "a batch of 2 images is too small for 4 ranks: each needs an image"),
         (("model=3",), 4, "4 ranks cannot share layers by 3"),
         (("model=4", "cut_from=0"), 4, "output channels, which 4 ranks cannot share evenly"),
-        (("size=8x8",), 2, "too small for 4 poolings"),
+        (("size=8x8",), 2, "an image of 8 x 8 is too small for the network"),
     ],
 )
 def test_what_ranks_cannot_do_is_said_once(given, ranks, fault, tmp_path):

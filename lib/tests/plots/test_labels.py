@@ -43,5 +43,9 @@ def test_what_is_missing_is_said_with_the_way_to_it():
     text = labels.gaps(table([{}, skipped, skipped]), "memory", ("here", "there"))
     assert "here: 2 of 3 cases of suite 'memory' are missing: it needs a GPU" in text
     assert "`make measure SUITE=memory MACHINE=there`" in text
+    wrong = [{"status": "failed", "reason": f"error {e}, at most 1e-06"} for e in ("2e-05", "0.3")]
+    text = labels.gaps(table([{}, *wrong, skipped]), "memory", ("here",))
+    assert "2 of 4 cases of suite 'memory' are missing, such as: error 0.3, at most 1e-06" in text
+    assert "1 of 4 cases of suite 'memory' are missing: it needs a GPU" in text
     assert "All of suite" in labels.gaps(table([{}]), "memory", ("here",))
     assert "MACHINE=here" in labels.gaps(nothing(), "memory", ("here",))

@@ -6,8 +6,8 @@ import pytest
 from rows import nothing, table
 
 from convstudy.images import CompositeSet
-from convstudy.plots import figS3_learning as curve
-from convstudy.plots import figS4_masks as masks
+from convstudy.plots import figS2_learning as curve
+from convstudy.plots import figS2_masks as masks
 
 
 def training(machine="here", seed=0, **more):

@@ -24,7 +24,7 @@ def test_the_header_says_what_a_reader_needs(kernel):
 
 def test_the_one_entry_point_has_the_files_name(kernel):
     entries = re.findall(
-        r'extern\s+"C"\s+__global__[^{;]*?\b(\w+)\s*\(\s*(?:const|float|int|unsign)',
+        r'extern\s+"C"\s+__global__[^{;]*?\b(\w+)\s*\(\s*(?:const|float|int|unsign|Element)',
         kernel.read_text(),
     )
     assert entries == [kernel.stem]

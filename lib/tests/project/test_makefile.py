@@ -35,6 +35,7 @@ def test_make_alone_is_help():
         "figures",
         "test",
         "test-gpu",
+        "sanitize",
         "lab",
         "train",
         "measure",
@@ -61,6 +62,11 @@ def test_options_reach_train():
 def test_suites_and_options_reach_measure():
     words = given("measure", "SUITE=functions,memory", "repeats=5")
     assert words == "<measure><functions,memory><repeats=5>"
+
+
+def test_tools_reach_the_sanitizer():
+    assert given("sanitize", "TOOL=memcheck,racecheck") == "<sanitize><memcheck,racecheck>"
+    assert given("sanitize") == "<sanitize>"
 
 
 def test_a_dry_run_writes_nothing():

@@ -91,7 +91,9 @@ def test_lines_of_device_code_are_at_most_100_characters(texts):
 
 def test_files_stay_small(tracked):
     for name in tracked:
-        assert (paths.ROOT / name).stat().st_size < 1_500_000, name
+        # A record of a whole contest holds some 1,600 rows of a kilobyte.
+        most = 2_500_000 if name.startswith("data/measurements/") else 1_500_000
+        assert (paths.ROOT / name).stat().st_size < most, name
 
 
 def test_every_machine_whose_records_are_committed_is_drawn(tracked):

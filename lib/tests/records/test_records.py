@@ -4,88 +4,17 @@
 import copy
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from recorded import SHA, make, row
 
 from convstudy import paths, records
 from convstudy.records import RecordError, statistics
 from convstudy.records import record as record_module
 from convstudy.records.journal import Journal
-
-SHA = "0123456789abcdef" * 4
-
-
-def row(case="a", **fields):
-    return {
-        "case": case,
-        "labels": {"layer": "enc0a", "n": 2, "share": 0.5, "quick": True},
-        "problem": {"n": 1},
-        "kernel": "conv2d_fprop_1_naive",
-        "source_sha256": SHA,
-        "launch": {"grid": [2, 1, 1], "block": [32, 8], "shared_bytes": 0, "defines": {"T": 4}},
-        "resources": {"registers": 40, "shared_bytes": 0, "spill_bytes": 0},
-        "clock": "event",
-        "cache": "flushed",
-        "transfers": "excluded",
-        "warmup": 3,
-        "samples_s": [0.25, 0.5, 0.125],
-        "values": {"bytes": 10, "events": [{"gpu": 0, "start_s": 0.5}]},
-        "check": {
-            "reference": "float64",
-            "max_relative_error": 1e-7,
-            "tolerance": 1e-5,
-            "passed": True,
-        },
-        "gpu_state": {"sm_clock_mhz": 1980, "temperature_c": 40, "throttle": ["power cap"]},
-        "status": "ok",
-        "reason": None,
-    } | fields
-
-
-def signed(record):
-    return record | {"digest": records.digest(record)}
-
-
-def make(time="20240102T030405Z", commit="ab" * 20, suite="ladder", machine="box", results=None):
-    day, clock = time[:8], time[9:15]
-    gpu = {
-        "index": 0,
-        "name": "A GPU",
-        "compute_capability": "9.0",
-        "sm_count": 132,
-        "memory_bytes": 10**9,
-        "l2_bytes": 10**6,
-        "shared_bytes_per_block": 1000,
-        "ecc": True,
-        "power_limit_w": 700.0,
-        "clocks_mhz": {"sm_max": 1980, "memory_max": None},
-        "pcie": {"generation": 5, "width": 16},
-        "driver": "580.1",
-    }
-    software = "python numpy numba cupy cuda_driver cuda_runtime nvrtc torch cudnn compiler blas"
-    return signed(
-        {
-            "schema": records.SCHEMA,
-            "id": f"{time}-{commit[:7]}-{suite}",
-            "suite": suite,
-            "created_utc": f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z",
-            "duration_s": 1.5,
-            "machine": {
-                "slug": machine,
-                "cpu": {"model": "A CPU", "cores": 2},
-                "ram_bytes": 10**9,
-                "os": "Linux",
-                "kernel": "6.1",
-                "gpus": [gpu],
-                "topology": [["X", "NV18"], ["NV18", "X"]],
-            },
-            "software": dict.fromkeys(software.split()) | {"python": "3.11.7"},
-            "source": {"commit": commit, "dirty": False, "sha256": SHA},
-            "method": {"seed": 1, "options": {"n": "1,16", "repeats": 3}},
-            "results": results or [row("a"), row("b", status="ok")],
-        }
-    )
 
 
 @pytest.fixture
@@ -406,6 +335,38 @@ def test_a_table_has_the_newest_record_of_each_machine(measurements):
     }
     assert list(records.table("ladder", ["second"])["case"]) == ["theirs"]
     assert records.machines() == ("box", "second")
+
+
+def test_every_record_of_a_suite_comes_from_the_oldest_to_the_newest(measurements):
+    for time, machine, suite in (
+        ("20240103T030405Z", "attic", "tuning"),
+        ("20240102T030405Z", "box", "tuning"),
+        ("20240104T030405Z", "box", "tuning"),
+        ("20240105T030405Z", "box", "ladder"),
+        ("20240106T030405Z", "box", "other-tuning"),
+    ):
+        keep(measurements, make(time, machine=machine, suite=suite))
+    found = [record["id"][:8] for record in records.every("tuning")]
+    assert found == ["20240102", "20240103", "20240104"]
+    assert list(records.every("never")) == []
+
+
+def test_a_changed_record_is_not_read(tmp_path):
+    path = records.write(make(), tmp_path)
+    assert records.read(path) == make()
+    path.write_text(path.read_text().replace("0.25", "0.26"))
+    with pytest.raises(RecordError, match=f"{path.name}: digest: it does not fit"):
+        records.read(path)
+    for text, message in (("{", "not a record"), ("[]", "digest: "), ("{}", "digest: ")):
+        path.write_text(text)
+        with pytest.raises(RecordError, match=message):
+            records.read(path)
+
+
+def test_reading_takes_neither_pandas_nor_a_schema(tmp_path):
+    script = "import sys, convstudy.conv.tuned; print({'pandas', 'jsonschema'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_row_has_labels_values_and_statistics(measurements):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from convstudy.train.losses import cross_entropy_dice
+from convstudy.train.losses import cross_entropy, cross_entropy_dice
 
 
 def draw(rng, classes, n=2, h=4, w=5):
@@ -25,6 +25,23 @@ def test_gradient_is_the_slope(classes, rng):
             moved[index] += step
             values.append(cross_entropy_dice(moved, target)[0])
         assert gradient[index] == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
+
+
+def test_classes_of_images(rng):
+    logits, labels = 3 * rng.standard_normal((4, 5)), np.array([0, 4, 2, 2])
+    loss, gradient = cross_entropy(logits, labels)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert loss == pytest.approx(-np.log(shares[np.arange(4), labels]).mean())
+    for index in np.ndindex(logits.shape):
+        values = []
+        for step in (1e-5, -1e-5):
+            moved = logits.copy()
+            moved[index] += step
+            values.append(cross_entropy(moved, labels)[0])
+        assert gradient[index] == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
+    large = cross_entropy(np.array([[300, -300]], np.float32), np.array([1]))
+    assert large[0] == pytest.approx(600)
+    assert large[1].dtype == np.float32
 
 
 def test_by_hand():

@@ -2,6 +2,7 @@
 """The suites, by name, in the order in which they are run."""
 
 from convstudy.measure.suites import (
+    against_pytorch,
     batch,
     chunks,
     convolutions,
@@ -12,7 +13,9 @@ from convstudy.measure.suites import (
     ladder,
     launching,
     learning,
+    networks,
     startup,
+    tuning,
 )
 
 SUITES = {
@@ -21,10 +24,13 @@ SUITES = {
         functions,
         hierarchy,
         ladder,
+        tuning,
         convolutions,
+        against_pytorch,
         launching,
         startup,
         environments,
+        networks,
         chunks,
         batch,
         emulated,

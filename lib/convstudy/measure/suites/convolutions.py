@@ -7,37 +7,37 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convstudy.compile import Launch
-from convstudy.conv.algorithm import choose, kernels_for, plan
-from convstudy.device import array_module, devices
+from convstudy.conv.algorithm import choose, kernels_for, plan, read_again
+from convstudy.device import devices
 from convstudy.measure import pytorch
-from convstudy.measure.clocks import once
 from convstudy.measure.graphs import alternating, capture
-from convstudy.measure.suite import Case, Suite, checked, result
-from convstudy.measure.suites.network import BLOCKED, TILED, no_gpu, numbers, unet
+from convstudy.measure.suite import Case, Suite, checked, compared, result
+from convstudy.measure.suites import passes
+from convstudy.measure.suites.network import BLOCKED, TILED
+from convstudy.tolerance import relative_error
 
-# Calls go round so many sets of arrays: what a call reads, the one before it did not leave in L2.
-_SETS = 3
-# cuDNN's fastest kernels are less exact than sums of rounded products are: in strict fp32 the
-# gradients of filters erred by four times the tolerance. That is shown beside its time.
-_ROOM = 16
-# A replay is to be long against the few microseconds that its launch takes.
-_CALLS = {1: 12}
+# An error that no rounding makes: whatever was timed, it was not this convolution.
+_ABSURD = 0.1
+# Powers of ten between which badly scaled numbers lie.
+_SCALES = 6.0
 
 
 def cases(options):
     """Yield a case for each pass, precision, batch and layer."""
-    for labels, which, problem in _problems(options):
+    read_again()
+    for labels, which, problem in passes.problems(options):
         name = "{pass}/{precision}/n{n}/{layer}".format(**labels)
         contest = _Contest(name, labels, which, problem, options)
-        yield Case(name, contest.run, labels, no_gpu() or pytorch.why_not())
+        yield Case(name, contest.run, labels, passes.why_not() or pytorch.why_not())
 
 
 def launches(options):
     """Return what the cases launch on this machine's GPU."""
+    read_again()
     device = devices()[0]
     return [
         plan(algorithm, each, device)
-        for _, which, problem in _problems(options)
+        for _, which, problem in passes.problems(options)
         for algorithm, each in _rivals(which, problem, device, options)
     ]
 
@@ -51,22 +51,6 @@ def _rivals(which, problem, device, options):
     if which == "fprop" and problem.precision == "fp32":
         first = replace(problem, layout="NCHW")
         yield from ((algorithm, first) for algorithm in (TILED, BLOCKED))
-
-
-def _problems(options):
-    height, width = numbers(options["size"])
-    for which in _words(options["passes"]):
-        for precision in _words(options["precisions"]):
-            for n in numbers(options["n"]):
-                for layer, problem in unet().layers(height, width, n):
-                    dtype = "bfloat16" if precision == "bf16" else "float32"
-                    problem = replace(problem, layout="NHWC", dtype=dtype, precision=precision)
-                    labels = {"pass": which, "precision": precision, "n": n, "layer": layer}
-                    yield labels | {"height": height, "width": width}, which, problem
-
-
-def _words(text):
-    return [word.strip() for word in text.split(",")]
 
 
 @dataclass
@@ -90,16 +74,28 @@ class _Contest:
     def run(self):
         """Check the result of each side, then time them in turn; return a row for each."""
         device = devices()[0]
-        arrays = [_Arrays(self.problem, array_module(device), seed) for seed in range(_SETS)]
-        truth = pytorch.truth(self.which, self.problem, arrays[0])
-        count = _CALLS.get(self.problem.n, _SETS)
+        try:
+            return self._run(device)
+        finally:
+            passes.release(device)
+            pytorch.release()
+
+    def _run(self, device):
+        arrays = [passes.Arrays(self.problem, device, seed) for seed in range(passes.SETS)]
+        truth = passes.truth(self.which, self.problem, arrays[0])
+        count, options = passes.calls(self.problem), self.options
         sides, replays = self._sides(device, arrays), {}
         for name, side in sides.items():
             side.calls[0]()
-            side.check = self._checked(side.fetch(), truth, 1 if side.launch else _ROOM)
-            replays[name] = side.capture([side.calls[i % _SETS] for i in range(count)])
-        samples = alternating(once("event", device), replays, count, self.options["repeats"])
-        return [self._row(*each, samples[each[0]], count, device) for each in sides.items()]
+            side.check = self._checked(side, truth)
+            replays[name] = side.capture([side.calls[i % passes.SETS] for i in range(count)])
+        limits = options["repeats"], 2, options["seconds"]
+        samples = alternating(replays, count, device, *limits)
+        scaled = self._badly_scaled(device)
+        return [
+            self._row(name, side, samples[name], count, device, scaled.get(name))
+            for name, side in sides.items()
+        ]
 
     def _sides(self, device, arrays):
         sides = {
@@ -108,7 +104,9 @@ class _Contest:
         }
         for layout in ("NCHW", "NHWC"):
             runs = [
-                pytorch.convolution(self.which, self.problem, each, layout == "NHWC")
+                pytorch.convolution(
+                    self.which, self.problem, each, layout == "NHWC", self.options["plans"]
+                )
                 for each in arrays
             ]
             sides[f"cudnn/{layout}"] = _Side([r for r, _ in runs], runs[0][1], pytorch.capture)
@@ -125,12 +123,32 @@ class _Contest:
         calls = [lambda given=given: launch.run(device, given) for given in operands]
         return _Side(calls, fetch, lambda calls: capture(device, calls), launch)
 
-    def _checked(self, actual, truth, room):
-        p = self.problem
-        terms = {"fprop": p.terms, "dgrad": p.k * p.r * p.s, "wgrad": p.n * p.p * p.q}
-        return checked(actual, truth, terms[self.which], precision=p.precision, room=room)
+    def _checked(self, side, truth):
+        """Return the check of a side: ours has to pass, cuDNN's is as exact as it is."""
+        terms = passes.terms(self.which, self.problem)
+        compare = checked if side.launch else compared
+        check = compare(side.fetch(), truth, terms, precision=self.problem.precision)
+        if not check["max_relative_error"] < _ABSURD:
+            raise RuntimeError(
+                f"cuDNN's result is wrong: its relative error is {check['max_relative_error']:.3g}"
+            )
+        return check
 
-    def _row(self, name, side, samples, count, device):
+    def _badly_scaled(self, device):
+        """Return each side's error in fp32 where numbers differ by twelve powers of ten.
+
+        How exact a kernel is does not depend on how many images there are: one is enough.
+        """
+        if self.problem.precision != "fp32" or self.problem.n > 1:
+            return {}
+        arrays = passes.Arrays(self.problem, device, passes.SETS, _SCALES)
+        truth, errors = passes.truth(self.which, self.problem, arrays), {}
+        for name, side in self._sides(device, [arrays]).items():
+            side.calls[0]()
+            errors[name] = relative_error(side.fetch(), truth)
+        return errors
+
+    def _row(self, name, side, samples, count, device, scaled):
         algorithm, layout = name.split("/")
         return result(
             f"{self.name}/{name}",
@@ -139,35 +157,14 @@ class _Contest:
             clock="event",
             problem=self.problem,
             launch=side.launch,
-            cache="flushed",
+            cache=passes.cache(self.problem, device),
             transfers="excluded",
-            warmup=3,
-            values={"calls": count, "sets": _SETS},
+            warmup=2,
+            values={"calls": count, "sets": passes.SETS}
+            | ({} if scaled is None else {"badly_scaled_error": scaled}),
             check=side.check,
             device=device,
         )
-
-
-class _Arrays:
-    """One set of random arrays on the GPU, NHWC, as a network has them: x after a ReLU."""
-
-    def __init__(self, problem, xp, seed):
-        rng = xp.random.default_rng(seed)
-        self._xp = xp
-        shapes = problem.x_shape, problem.w_shape, problem.y_shape
-        x, w, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
-        self.x, self.w, self.dy = (a.astype(problem.dtype) for a in (xp.maximum(x, 0), w, dy))
-
-    def operands(self, which, layout):
-        """Return what a kernel takes, its result poisoned."""
-        xp = self._xp
-        given = {"fprop": (self.x, self.w), "dgrad": (self.dy, self.w), "wgrad": (self.x, self.dy)}
-        like = {"fprop": self.dy, "dgrad": self.x, "wgrad": self.w}
-        poison = xp.full(like[which].shape, np.nan, np.float32)
-        arrays = [*given[which], poison.astype(like[which].dtype)]
-        if layout == "NCHW":
-            arrays = [xp.ascontiguousarray(xp.moveaxis(array, 3, 1)) for array in arrays]
-        return (*arrays[:2], None, arrays[2]) if which == "fprop" else tuple(arrays)
 
 
 SUITE = Suite(
@@ -175,14 +172,7 @@ SUITE = Suite(
     "Every pass and precision at U-Net's 18 layers, ours and cuDNN",
     cases,
     gpus=1,
-    options={
-        "n": "1,16,64",
-        "passes": "fprop,dgrad,wgrad",
-        "precisions": "fp32,tf32,bf16",
-        "size": "128,191",
-        "rungs": "chosen",
-        "repeats": 20,
-    },
+    options=passes.OPTIONS | {"rungs": "chosen", "repeats": 20, "seconds": 0.5, "plans": 10},
     quick={"n": "1", "repeats": 5},
     launches=launches,
 )

@@ -18,14 +18,14 @@ from convstudy.measure.suites.network import (
     layers,
     no_gpu,
     unet,
-    warm_up,
+    unet_work,
 )
 from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import OffloadOps, ResidentOps
 from convstudy.nn.ops import Timed
 from convstudy.nn.plain import PlainOps
 from convstudy.parallel.chunks import ChunkedForward
-from convstudy.parallel.cuts import split
+from convstudy.parallel.cuts import height_with_halo, split
 from convstudy.parallel.offload import DataParallelOps
 
 _ONE_GPU = {
@@ -111,7 +111,7 @@ class _Rows:
         if device.is_gpu:
             network.forward(x, timed)
         else:
-            warm_up(ops)
+            unet_work(1).warm_up(ops)
         whole, convolution = [], []
         for _ in range(repeats):
             timed.seconds["convolution"].clear()
@@ -179,7 +179,7 @@ class _Rows:
 def _rows_of(problem, parts, part):
     """Return the problem of one part of the output's rows: its input brings the halo along."""
     rows = split(problem.p, parts)[part]
-    h = rows.stop - rows.start + problem.r - 1
+    h = height_with_halo(rows.stop - rows.start, problem.r, problem.stride[0])
     return replace(problem, h=h, padding=(0, problem.padding[1]))
 
 
@@ -190,12 +190,12 @@ class _TimedOffload(OffloadOps):
         super().__init__(*args, **kwargs)
         self._host, self._events = [], []
 
-    def launch(self, problem, x, w, y):
+    def launch(self, problem, x, w, bias, y):
         cuda = array_module(self.device).cuda
         begin, end = cuda.Event(), cuda.Event()
         begin.record()
         start = time.perf_counter()
-        super().launch(problem, x, w, y)
+        super().launch(problem, x, w, bias, y)
         self._host.append(time.perf_counter() - start)
         end.record()
         self._events.append((begin, end))

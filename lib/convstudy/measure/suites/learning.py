@@ -4,8 +4,8 @@
 import numpy as np
 
 from convstudy.measure.suite import Case, Suite, result
+from convstudy.recipe import Recipe
 from convstudy.train.dice import decide, dice
-from convstudy.train.recipe import Recipe
 
 # Held-out images of which the masks are kept.
 PICTURES = 6

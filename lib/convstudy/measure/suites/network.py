@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""What several suites share: the network, its images, its layers, and its float64 result."""
+"""What several suites share: the network, its images, its layers, and its time by function."""
 
 import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from convstudy.conv.algorithm import kernels_for, plan
-from convstudy.device import array_module, devices, why_no_gpu
+from convstudy.device import CPU, array_module, devices, why_no_gpu
 from convstudy.images import load_sample
+from convstudy.measure.clocks import sample
 from convstudy.measure.runner import SEED
+from convstudy.measure.suite import checked, result
+from convstudy.models.network import Network
 from convstudy.models.unet import UNet
+from convstudy.nn.ops import Timed
 from convstudy.nn.reference import ReferenceOps
 from convstudy.problem import ConvProblem
 
@@ -47,11 +54,6 @@ def expected(n):
     return np.concatenate([_truth(i % len(sample)) for i in range(n)])
 
 
-def warm_up(ops):
-    """Make compiled loops compile: on the smallest image there is, since plain loops are slow."""
-    unet().forward(np.zeros((1, 3, 16, 16), np.float32), ops)
-
-
 def layers(n):
     """Return (name, problem) of the 18 convolutions for `n` images."""
     return unet().layers(HEIGHT, WIDTH, n)
@@ -69,6 +71,88 @@ def no_gpu(count=1):
 def numbers(text):
     """Return the integers of an option such as ``1,16``."""
     return [int(part) for part in str(text).split(",")]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network, a batch of images for it, and the result that it must have.
+
+    Attributes
+    ----------
+    network : Network
+    images : (N, C, H, W) float32 array
+    smallest : int
+        The height and width of an image that takes next to no time.
+    expected : callable
+        Returns the result in float64.
+    """
+
+    network: Network
+    images: np.ndarray
+    smallest: int
+    expected: Callable
+
+    def warm_up(self, ops):
+        """Make compiled loops compile: on a small image, since plain loops are slow."""
+        self.network.forward(np.zeros((1, 3, self.smallest, self.smallest), np.float32), ops)
+
+    def checked(self, y):
+        """Return the field `check` of a result; raise RuntimeError where `y` is wrong."""
+        return checked(y, self.expected(), *self.network.terms())
+
+
+def unet_work(n):
+    """Return the `Work` of a U-Net that takes `n` of the committed images."""
+    return Work(unet(), images(n), unet().least_size, lambda: expected(n))
+
+
+def pieces(name, labels, ops, work, repeats):
+    """Time a network, and each function in it; return a row for each.
+
+    Parameters
+    ----------
+    name : str
+        What the rows' names begin with.
+    labels : dict
+        Of every row, its "execution" among them; "function" is added.
+    ops : Ops
+        What executes it.
+    work : Work
+    repeats : int
+    """
+    network = work.network
+    on_gpu = labels["execution"] in ("offload", "resident")
+    device = devices()[0] if on_gpu else CPU
+    timed = Timed(ops)
+    x = ops.to_device(work.images)
+    if on_gpu:
+        network.apply(x, ops)
+    else:
+        work.warm_up(ops)
+    calls = {function: [] for function in timed.seconds}
+    whole = []
+    for _ in range(repeats):
+        for seconds in timed.seconds.values():
+            seconds.clear()
+        start = time.perf_counter()
+        y = network.apply(x, timed)
+        whole.append(time.perf_counter() - start)
+        for function, seconds in timed.seconds.items():
+            calls[function].append(sum(seconds))
+    check = work.checked(ops.to_host(y))
+    if labels["execution"] == "resident":
+        # Waiting for each function costs a GPU more than the stopwatch costs a CPU.
+        whole = sample(lambda: network.apply(x, ops), "synchronised", device, repeats, 1)
+    shared = {"clock": "synchronised", "cache": "warm", "warmup": 1, "device": device}
+    if on_gpu:
+        shared["transfers"] = "excluded" if labels["execution"] == "resident" else "included"
+    rows = [
+        result(f"{name}/{function}", labels | {"function": function}, samples, **shared)
+        for function, samples in calls.items()
+        if min(samples) > 0
+    ]
+    label = labels | {"function": "network"}
+    return [*rows, result(f"{name}/network", label, whole, check=check, **shared)]
 
 
 class Convolutions:

@@ -13,6 +13,8 @@ from convstudy import paths
 from convstudy.device import devices, why_no_gpu
 from convstudy.images import CarvanaSet, CompositeSet, FolderSet
 from convstudy.models.unet import UNet
+from convstudy.program.backend import GpuBackend
+from convstudy.program.lowering import PRECISIONS
 from convstudy.train import optimizers, schedules, tensors
 from convstudy.train.backend import CpuBackend
 from convstudy.train.data import Batches, Kept, split
@@ -42,6 +44,8 @@ class Recipe:
     ----------
     execution : str
         "cpu", or "gpu".
+    precision : str
+        Of products on a GPU: "fp32", "tf32" or "bf16". On the CPU it is fp32.
     data : str
         "composites", "carvana", or a folder that holds ``images/`` and ``masks/``.
     size : (int, int)
@@ -76,6 +80,7 @@ class Recipe:
     """
 
     execution: str = "cpu"
+    precision: str = "fp32"
     data: str = "composites"
     size: tuple = (48, 72)
     composites: int = 4096
@@ -141,6 +146,11 @@ class Recipe:
         ):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS or (self.execution, self.precision) in _NEVER:
+            known = "fp32" if self.execution == "cpu" else " or ".join(PRECISIONS)
+            raise ValueError(
+                f"precision={self.precision}: execution={self.execution} takes {known}"
+            )
         schedules.make(self.schedule, self.rate, self.steps)
 
     def pairs(self):
@@ -180,7 +190,8 @@ class Recipe:
         progress : bool, optional
             As in `Trainer`.
         backend : callable, optional
-            From the network to what trains it, in place of the recipe's own.
+            From the network, and the size of its images, to what trains it, in place of the
+            recipe's own.
         share : slice, optional
             Which images of each batch it trains on; all, if not given.
         options : dict, optional
@@ -193,7 +204,7 @@ class Recipe:
         batches = Batches(train, self.batch, self.seed, self.flip)
         batches.share = share or batches.share
         return Trainer(
-            (backend or self._backend)(self.network(classes)),
+            (backend or self._backend)(self.network(classes), train[0][0].shape[1:]),
             batches,
             schedules.make(self.schedule, self.rate, self.steps),
             held_out,
@@ -204,12 +215,29 @@ class Recipe:
             progress,
         )
 
-    def _backend(self, network):
-        return CpuBackend(network, self.optimizer, dict(self.rule), self.clip or None)
+    def _backend(self, network, size):
+        rule = self.optimizer, dict(self.rule), self.clip or None
+        if self.execution == "cpu":
+            return CpuBackend(network, *rule)
+        shape = self.batch, network.n_channels, *size
+        return GpuBackend(network, shape, self.precision, *rule)
 
 
-# What each execution has other defaults for.
-EXECUTIONS = {"cpu": {}}
+# What each execution has other defaults for: a GPU trains the whole network on whole images.
+EXECUTIONS = {
+    "cpu": {},
+    "gpu": {
+        "precision": "bf16",
+        "size": (128, 191),
+        "width": 64,
+        "batch": 16,
+        "steps": 4000,
+        "rate": 1e-3,
+        "evaluate_every": 500,
+        "save_every": 500,
+    },
+}
+_NEVER = tuple(("cpu", precision) for precision in PRECISIONS if precision != "fp32")
 
 
 def described(recipe):

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from convstudy import device
-from convstudy.train import recipe as recipes
+from convstudy import recipe as recipes
+from convstudy.recipe import Recipe, train, trained
 from convstudy.train.backend import CpuBackend
 from convstudy.train.checkpoints import Checkpoints
-from convstudy.train.recipe import Recipe, train, trained
 from convstudy.train.weights import load_weights, save_weights
 
 TINY = {
@@ -180,7 +180,8 @@ def test_words_become_values():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"stepps": "9"}, "training has no option 'stepps'; there are execution, data, size"),
+        ({"stepps": "9"}, "no option 'stepps'; there are execution, precision, data, size"),
+        ({"precision": "bf16"}, "precision=bf16: execution=cpu takes fp32"),
         ({"momentum": "0.9"}, "no option 'momentum'.* the optimiser's: beta1, beta2"),
         ({"steps": "many"}, "steps=many: it has to be a whole number"),
         ({"size": "128"}, "size=128: it has to be height x width, such as 128x191"),

@@ -10,7 +10,7 @@ from convstudy.plots.palette import VERMILLION
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, style
 
-NAME = "figS4_masks"
+NAME = "figS2_masks"
 COLUMNS = ("machine", "case", "execution", "width", "picture", "dice", "found_share", "true_share")
 
 

@@ -9,7 +9,7 @@ from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, style
 
-NAME = "figS3_learning"
+NAME = "figS2_learning"
 COLUMNS = (
     *("machine", "case", "execution", "width", "size", "batch", "seed", "step", "loss", "dice"),
     *("seconds", "images_per_s", "stale"),

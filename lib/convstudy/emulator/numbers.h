@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+// What tensor cores make of numbers.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emu {
+
+inline float as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline uint32_t as_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// To nearest, ties away from zero: 10 bits of the fraction are kept.
+inline uint32_t rounded_to_tf32(uint32_t bits) {
+    const bool is_finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return (is_finite ? bits + 0x1000u : bits) & 0xffffe000u;
+}
+
+// What a register holds of an operand: so many numbers that follow each other in depth.
+struct TF32 {
+    static constexpr int NUMBERS = 1;
+    // The hardware does not look at the 13 bits that fp32 has beyond TF32.
+    static float number(uint32_t word, int) { return as_float(word & 0xffffe000u); }
+};
+struct BF16 {
+    static constexpr int NUMBERS = 2;
+    static float number(uint32_t word, int i) { return as_float(word >> 16 * i << 16); }
+};
+
+// What does not fit into fp32 is dropped, as by tensor cores; a double holds the sum until then.
+inline float towards_zero(double x) {
+    const float near = float(x);
+    return as_float(as_bits(near) - (std::fabs(double(near)) > std::fabs(x)));
+}
+
+}  // namespace emu

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// Where the result of a product lies, (rows x columns), and what becomes of it on its way there.
+//
+// VIEW      0: row after row. 1: rows are `pitch` numbers apart, since y is some channels of a
+//           wider array. 2: a transposed convolution of 2 x 2 at stride 2 writes what is row (n, h,
+//           w), column (r, s, k) to pixel (n, 2 h + r, 2 w + s), channel k, of images whose lines
+//           are `line` and that are themselves `image` numbers apart; nothing lies twice.
+// RELU      What is negative becomes 0, after the bias.
+#ifndef VIEW
+#define VIEW 0
+#endif
+#ifndef RELU
+#define RELU 0
+#endif
+
+// Parameters and arguments of a kernel that knows views, behind all others.
+#if VIEW == 2
+#define VIEW_SIZES , int pitch, int line, int image
+#define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS, pitch, line, image, HEIGHT, WIDTH}
+#elif VIEW
+#define VIEW_SIZES , int pitch
+#define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS, pitch}
+#else
+#define VIEW_SIZES
+#define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS}
+#endif
+
+struct View {
+    int columns;
+#if VIEW
+    int pitch;
+#endif
+#if VIEW == 2
+    int line, image, height, width;
+#endif
+
+    // Which bias a column has.
+    __device__ __forceinline__ int filter(int column) const
+    {
+        return VIEW == 2 ? column % (columns / 4) : column;
+    }
+    // Vectors of columns stay together: a quarter of the columns is whole ones.
+    __device__ __forceinline__ size_t at(long long row, int column) const
+    {
+#if VIEW == 2
+        const int filters = columns / 4, tap = column / filters;
+        const int r = (int)row, w = r % width, above = r / width;
+        return (size_t)(above / height) * image +
+               (size_t)(2 * (above % height) + tap / 2) * line + (2 * w + tap % 2) * pitch +
+               column - tap * filters;
+#elif VIEW
+        return (size_t)row * pitch + column;
+#else
+        return (size_t)row * columns + column;
+#endif
+    }
+};
+
+// A NaN stays one.
+__device__ __forceinline__ float activated(float x) { return RELU && x < 0.0f ? 0.0f : x; }

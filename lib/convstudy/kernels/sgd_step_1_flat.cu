@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+// A step of SGD: v = momentum v + g, p -= rate v, with the decay added to g.
+//
+// Idea      All parameters in one launch; the gradient is clipped on the way, and the copy that the
+//           convolutions read is written with the parameter.
+// Threads   Thread t of block b does vector b THREADS + t.
+// Shared    None.
+// Moves     Reads parameters, gradients and momenta, writes parameters and momenta (and copies).
+// Source    PyTorch's documentation of SGD.
+#include "overlap.cuh"
+#include "ptx.cuh"
+#include "vectors.cuh"
+#include "flat.cuh"
+#include "control.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+sgd_step_1_flat(float* __restrict__ parameters, const float* __restrict__ gradients,
+                float* __restrict__ momenta, bf16* __restrict__ copy,
+                const float* __restrict__ control, long long size, float momentum, float decay)
+{
+    wait_for_others();
+    let_others_begin();
+    const long long at = my_parameter();
+    if (at >= size || control[FINITE] == 0.0f) return;
+    const float rate = control[RATE], factor = control[FACTOR];
+    float p[VECTOR], g[VECTOR], v[VECTOR];
+    read(p, parameters + at);
+    read(g, gradients + at);
+    if (MOMENTUM) read(v, momenta + at);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+        const float step = fmaf(decay, p[i], factor * g[i]);
+        v[i] = MOMENTUM ? fmaf(momentum, v[i], step) : step;
+        p[i] = fmaf(-rate, v[i], p[i]);
+    }
+    if (MOMENTUM) write(momenta + at, v);
+    write(parameters + at, p);
+    write_copy(copy + at, p);
+}

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""The whole network, run and trained: ours as one CUDA graph, and PyTorch in each of its ways."""
+
+import functools
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from convstudy import tolerance
+from convstudy.device import array_module, devices
+from convstudy.images import load_sample
+from convstudy.measure import pytorch, pytorch_unet
+from convstudy.measure.graphs import alternating
+from convstudy.measure.suite import Case, Suite, checked, compared, result
+from convstudy.measure.suites.network import expected, images, no_gpu, numbers, unet
+from convstudy.program.backend import GpuBackend
+from convstudy.program.inference import Inference
+
+_WHATS = ("inference", "training")
+# How many rounded operations lie behind a gradient, for one behind a result: forward, backward to
+# the input, and to the weights.
+_PASSES = 3
+
+
+def cases(options):
+    """Yield a case for each thing done, precision and batch."""
+    for what in _words(options["whats"]):
+        for precision in _words(options["precisions"]):
+            for n in numbers(options["n"]):
+                labels = {"what": what, "precision": precision, "n": n}
+                contest = _Contest(f"{what}/{precision}/n{n}", labels, options)
+                yield Case(contest.name, contest.run, labels, no_gpu() or pytorch.why_not())
+
+
+def _words(text):
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+@functools.cache
+def masks(n):
+    """Return the masks of ``network.images(n)``, (N, 128, 191) int32."""
+    _, found = load_sample()
+    return np.ascontiguousarray(found[np.arange(n) % len(found)]).astype(np.int32)
+
+
+@dataclass
+class _Side:
+    """One way to do it: ``run()``, the bytes that it takes at most, and how right it is."""
+
+    run: Callable
+    peak_bytes: int
+    check: dict
+    predicted_bytes: int = 0
+
+
+class _Contest:
+    """Ours and PyTorch at one batch: same images, same weights, same clock, turn by turn."""
+
+    def __init__(self, name, labels, options):
+        self.name, self.labels, self.options = name, labels, options
+        self.what, self.precision, self.n = (labels[key] for key in ("what", "precision", "n"))
+
+    def run(self):
+        """Check each side, then time them in turn; return a row for each."""
+        device = devices()[0]
+        sides = {"ours/NHWC": getattr(self, f"_our_{self.what}")(device)}
+        ways = [w for w in pytorch_unet.WAYS if w != "compile" or self._is_compiled()]
+        for way in ways:
+            for layout in ("NHWC",) if way == "compile" else ("NCHW", "NHWC"):
+                sides[f"pytorch-{way}/{layout}"] = self._pytorch(way, layout)
+        replays = {name: side.run for name, side in sides.items()}
+        samples = alternating(replays, 1, device, self.options["repeats"])
+        return [self._row(name, side, samples[name], device) for name, side in sides.items()]
+
+    def _is_compiled(self):
+        wanted = _words(self.options["compiled"])
+        if wanted:
+            _compile_ahead(tuple(_compiled(self.options)))
+        return self.precision in wanted
+
+    def _our_inference(self, device):
+        network = unet()
+        ours = Inference(network, images(self.n).shape, self.precision, device)
+        ours.load(images(self.n))
+        ours.run()
+        check = self._checked_scores(ours.scores(), is_ours=True)
+        return self._side(ours, check)
+
+    def _our_training(self, device):
+        network = unet()
+        ours = GpuBackend(network, images(self.n).shape, self.precision, device=device)
+        ours.load(images(self.n), masks(self.n), 1e-4)
+        ours.run()
+        check = self._checked_gradients(ours.gradients())
+        return self._side(ours, check)
+
+    def _side(self, ours, check):
+        planned = ours.program.arena_bytes + ours.program.kept_bytes
+        return _Side(ours.run, ours.program.allocated_bytes, check, planned)
+
+    def _pytorch(self, way, layout):
+        def begin():
+            runner = pytorch_unet.Runner(
+                unet(), images(self.n), masks(self.n), self.precision, layout == "NHWC"
+            )
+            run = getattr(runner, self.what)(way)
+            results = [run() for _ in range(4)]
+            return run, results[0]
+
+        (run, result), peak = pytorch_unet.with_peak(begin)
+        check = self._checked_scores(result) if self.what == "inference" else None
+        return _Side(run, peak, check)
+
+    def _checked_scores(self, scores, is_ours=False):
+        if not isinstance(scores, np.ndarray):
+            scores = scores.float().cpu().numpy()
+        compare = checked if is_ours else compared
+        return compare(scores, expected(self.n), *unet().terms(), precision=self.precision)
+
+    def _checked_gradients(self, gradients):
+        truth = pytorch_unet.gradients(unet(), images(self.n), masks(self.n))
+        error = sum(float(np.square(gradients[k] - truth[k]).sum()) for k in truth)
+        size = sum(float(np.square(truth[k]).sum()) for k in truth)
+        terms = [count for count in unet().terms() for _ in range(_PASSES)]
+        limit = tolerance.tolerance("float32", *terms, precision=self.precision)
+        relative = (error / size) ** 0.5
+        if not relative <= limit:
+            raise RuntimeError(
+                f"the gradients are wrong: together they err by {relative:.3g} of their size, "
+                f"the tolerance is {limit:.3g}"
+            )
+        return {
+            "reference": "float64",
+            "max_relative_error": relative,
+            "tolerance": limit,
+            "passed": True,
+        }
+
+    def _row(self, name, side, samples, device):
+        way, layout = name.split("/")
+        values = {"peak_bytes": side.peak_bytes}
+        if side.predicted_bytes:
+            values["predicted_bytes"] = side.predicted_bytes
+        return result(
+            f"{self.name}/{name}",
+            self.labels | {"side": way, "layout": layout},
+            samples,
+            clock="event",
+            cache="warm",
+            transfers="excluded",
+            warmup=3,
+            values=values,
+            check=side.check,
+            device=device,
+        )
+
+
+def _compiled(options):
+    for what in _words(options["whats"]):
+        for precision in _words(options["compiled"]):
+            for n in numbers(options["n"]):
+                yield what, precision, n
+
+
+@functools.cache
+def _compile_ahead(jobs):
+    """Let torch.compile fill its cache for all cases at once, a process each."""
+    with ProcessPoolExecutor(6, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, *zip(*jobs, strict=True)))
+
+
+def _compile(what, precision, n):
+    runner = pytorch_unet.Runner(unet(), images(n), masks(n), precision, True)
+    run = getattr(runner, what)("compile")
+    for _ in range(2):
+        run()
+    array_module(devices()[0]).cuda.Device().synchronize()
+
+
+SUITE = Suite(
+    "unet",
+    "U-Net run and trained, ours and PyTorch",
+    cases,
+    gpus=1,
+    options={
+        "n": "1,16,64",
+        "whats": ",".join(_WHATS),
+        "precisions": "fp32,tf32,bf16",
+        "compiled": "tf32,bf16",
+        "repeats": 20,
+    },
+    quick={"n": "1", "repeats": 5, "compiled": ""},
+)

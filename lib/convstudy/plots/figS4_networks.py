@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""VGG-16 and ResNet: ours against PyTorch's best, and convolution's share of ours."""
+
+import pandas as pd
+from matplotlib.ticker import NullLocator
+
+from convstudy.plots import labels
+from convstudy.plots.palette import BLUE, GREEN, ORANGE
+from convstudy.plots.save import Drawn, footer
+from convstudy.plots.style import figure, style
+from convstudy.plots.tab1_function_time import WHOLE
+from convstudy.records import statistics
+
+NAME = "figS4_networks"
+# How a network is called in records, and in figures.
+NETWORKS = {
+    "vgg16": "VGG-16",
+    "vgg16_bn": "VGG-16 with norms",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+}
+COLUMNS = (
+    *("machine", "network", "what", "precision", "n", "ours_ms", "pytorch_best_ms", "ratio"),
+    *("conv_share", "ours", "error", "stale"),
+)
+CPU = ", CPU"
+_KEYS = ["machine", "network", "what", "precision", "n"]
+# Plain loops and the paper's way are not what PyTorch is compared with.
+_ON_CPU = ("cpu-blas", "pytorch-cpu")
+_NO_RIVALS = ("cpu-plain", "offload")
+_LOOKS = {"fp32": (ORANGE, "o"), "tf32": (BLUE, "s"), "bf16": (GREEN, "^")}
+
+
+def compare(table):
+    """Return one row for each network, thing done, processor, precision and batch.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "networks", from `records.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS`. On a GPU ours and PyTorch's are the fastest of those that took turns
+        under its event clock; where PyTorch is not installed, ours is the fastest of all on one
+        GPU. On a CPU (`what` says so) they are the fastest by the wall clock, plain loops apart.
+        `conv_share` is convolution's part of the time of all functions, each timed by itself.
+    """
+    done = labels.finished(table)
+    if done.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    done = done.fillna({"algorithm": "", "rest": ""})
+    whole = done[(done["function"] == WHOLE) & ~done["execution"].isin(_NO_RIVALS)]
+    whole = whole[whole["gpus"] < 2]
+    where = whole["execution"].isin(_ON_CPU).map({True: CPU, False: ""})
+    whole = whole.assign(what=whole["what"] + where)
+    rows = []
+    for key, group in whole.groupby(_KEYS, sort=False):
+        if (group["clock"] == "event").any():
+            group = group[group["clock"] == "event"]
+        group = group.sort_values("median_s")
+        vendor = group["execution"].str.startswith("pytorch")
+        if vendor.all():
+            continue
+        ours = group[~vendor].iloc[0]
+        best = group[vendor]["median_s"].min()
+        rows.append(
+            dict(zip(_KEYS, key, strict=True))
+            | {
+                "ours_ms": 1e3 * ours["median_s"],
+                "pytorch_best_ms": 1e3 * best,
+                "ratio": statistics.speedup(ours["median_s"], best),
+                "conv_share": _share(done, ours),
+                "ours": ours["algorithm"] or ours["execution"],
+                "error": ours["error"],
+                "stale": bool(group["stale"].any()),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _share(done, row):
+    """Return convolution's share of the functions of what `row` is the whole of; NaN for none."""
+    same = ["machine", "network", "precision", "n", "execution", "algorithm", "rest", "gpus"]
+    pieces = done[(done["function"] != WHOLE) & (done[same] == row[same]).all(axis="columns")]
+    times = pieces.set_index("function")["median_s"]
+    return times.get("convolution", float("nan")) / times.sum()
+
+
+def display(plotted):
+    """Return the comparison as people read it."""
+    return labels.shown(
+        {
+            "machine": row["machine"],
+            "network": NETWORKS[row["network"]],
+            "what": row["what"],
+            "precision": row["precision"],
+            "images": row["n"],
+            "ours": labels.marked(labels.quantity(row["ours_ms"] / 1e3, "s"), row["stale"]),
+            "PyTorch's best": labels.quantity(row["pytorch_best_ms"] / 1e3, "s"),
+            "times as fast": labels.times(row["ratio"]),
+            "convolution": "" if pd.isna(row["conv_share"]) else f"{row['conv_share']:.1%}",
+        }
+        for row in plotted.to_dict("records")
+    )
+
+
+@style()
+def draw(table):
+    """Draw how many times as fast as PyTorch's best ours is, by batch, for each network.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "networks", from `records.table`.
+
+    Returns
+    -------
+    Drawn
+        Without a figure where nothing was measured on both sides.
+    """
+    plotted = compare(table)
+    both = plotted.dropna(subset="ratio")
+    if both.empty:
+        return Drawn(NAME, plotted, records=labels.record_ids(labels.finished(table)))
+    parts = list(both.groupby(["machine", "what"], sort=False))
+    networks = list(both["network"].drop_duplicates())
+    drawing, axes = figure(
+        *(len(parts), len(networks)), height=0.8 + 1.7 * len(parts), squeeze=False, sharey="row"
+    )
+    for panels, ((machine, what), part) in zip(axes, parts, strict=True):
+        for panel, network in zip(panels, networks, strict=True):
+            _panel(panel, part[part["network"] == network])
+            panel.set_title(f"{machine}: {NETWORKS[network]}, {what}", loc="left")
+        panels[0].set_ylabel("times as fast as PyTorch's best")
+        panels[0].set_ylim(0, 1.1 * max(1, part["ratio"].max()))
+    axes[0, -1].legend(loc="best")
+    footer(drawing, labels.sources(labels.finished(table)))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
+
+
+def _panel(axes, part):
+    for precision, rows in part.groupby("precision", sort=False):
+        color, marker = _LOOKS[precision]
+        rows = rows.sort_values("n")
+        axes.plot(rows["n"], rows["ratio"], marker=marker, color=color, label=precision)
+    axes.axhline(1, color="#666666", lw=0.8)
+    sizes = sorted(part["n"].unique())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(int(each)) for each in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: labels.times(value))
+    axes.set_xlabel("images in the batch")
+    axes.grid(axis="y")

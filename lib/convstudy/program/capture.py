@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""A program as one CUDA graph: the host asks once for all of its launches."""
+
+from convstudy.device import array_module
+
+
+class Replay:
+    """Runs a program; on a GPU as a CUDA graph, which is captured when it first runs.
+
+    Parameters
+    ----------
+    program : Program
+    """
+
+    def __init__(self, program):
+        self.program = program
+        self._graph = None
+
+    def run(self):
+        """Run it once, on CuPy's current stream; on a GPU, return before it is done."""
+        device = self.program.device
+        if not device.is_gpu:
+            self.program.run(checked=False)
+            return
+        cuda = array_module(device).cuda
+        with cuda.Device(device.index):
+            if self._graph is None:
+                self._graph = self._captured(cuda)
+            self._graph.launch(cuda.get_current_stream())
+
+    def _captured(self, cuda):
+        # Compiled and allocated before: neither can be done inside a graph.
+        self.program.prepare()
+        self.program.allocate_once()
+        stream = cuda.Stream(non_blocking=True)
+        cuda.get_current_stream().synchronize()
+        with stream:
+            stream.begin_capture()
+            self.program.run()
+            return stream.end_capture()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""Calls that follow each other and touch each number once, made one: from a trace, the fused one.
+
+What joins two images writes nothing: both are written where it would have put them.
+"""
+
+from dataclasses import dataclass
+
+from convstudy.program.trace import Parameter, Value
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """A convolution, with the batch norm, the ReLU and the pooling behind it, where they are.
+
+    Attributes
+    ----------
+    x, y : Value
+        `y` is what the last but the pooling leaves.
+    w : Parameter
+    padding, stride : (int, int)
+    bias : Parameter or None
+    norm : tuple of Parameter or None
+        Weight, bias, running mean and running variance.
+    eps : float
+        The norm's.
+    relu : bool
+    pooled : Value or None
+        What 2 x 2 pooling leaves of `y`, which others read too.
+    """
+
+    x: Value
+    y: Value
+    w: Parameter
+    padding: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    bias: Parameter | None = None
+    norm: tuple[Parameter, ...] | None = None
+    eps: float = 0.0
+    relu: bool = False
+    pooled: Value | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Enlargement:
+    """A transposed convolution of 2 x 2 at stride 2, or bilinear interpolation without `w`."""
+
+    x: Value
+    y: Value
+    w: Parameter | None = None
+    bias: Parameter | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pooling:
+    """Pooling of what no convolution left, or in other windows than of 2 x 2."""
+
+    x: Value
+    y: Value
+    window: int = 2
+    stride: int = 2
+    padding: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """Channels of `skip`, and behind them those of `x`, which is smaller and lies in the middle."""
+
+    skip: Value
+    x: Value
+    y: Value
+
+    @property
+    def corner(self):
+        """Rows above and columns left of `x`."""
+        (_, _, h, w), (_, _, small_h, small_w) = self.skip.shape, self.x.shape
+        return (h - small_h) // 2, (w - small_w) // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The 1 x 1 convolution to classes."""
+
+    x: Value
+    y: Value
+    w: Parameter
+    bias: Parameter
+
+
+# The pooling that is made with a norm and ReLU.
+_HALVING = {"window": 2, "stride": 2, "padding": 0}
+
+
+def fuse(trace):
+    """Return the fused operations of a `Trace`, in order."""
+    done, found = set(), []
+    for call in trace.calls:
+        if call in done:
+            continue
+        operation, calls = _START[call.method](call, trace)
+        done.update(calls)
+        found.append(operation)
+    return found
+
+
+def _only_user(trace, value, method):
+    users = trace.users(value)
+    alone = len(users) == 1 and value is not trace.output
+    return users[0] if alone and users[0].method == method else None
+
+
+def _convolution(call, trace):
+    calls, last, norm, relu, pooled = [call], call, None, False, None
+    if found := _only_user(trace, last.output, "batch_norm"):
+        calls.append(norm := found)
+        last = found
+    if found := _only_user(trace, last.output, "relu"):
+        calls.append(found)
+        last, relu = found, True
+    for user in trace.users(last.output):
+        if user.method == "max_pool2d" and user.options == _HALVING and norm and relu:
+            calls.append(user)
+            pooled = user.output
+    options = {"norm": norm.parameters, "eps": norm.options["eps"]} if norm else {}
+    return (
+        Convolution(
+            *(call.inputs[0], last.output, call.parameters[0], call.options["padding"]),
+            stride=call.options["stride"],
+            bias=call.parameters[1] if len(call.parameters) > 1 else None,
+            relu=relu,
+            pooled=pooled,
+            **options,
+        ),
+        calls,
+    )
+
+
+def _alone(kind):
+    def start(call, trace):
+        return kind(*call.inputs, call.output, *call.parameters, **call.options), [call]
+
+    return start
+
+
+def _never_alone(call, trace):
+    raise NotImplementedError(
+        f"program: {call.method}, as this network calls it, is not made a launch yet; "
+        f"run it by ResidentOps"
+    )
+
+
+_START = {
+    "conv2d": _convolution,
+    "batch_norm": _never_alone,
+    "relu": _never_alone,
+    "add": _never_alone,
+    "average_pool2d": _never_alone,
+    "linear": _never_alone,
+    "max_pool2d": _alone(Pooling),
+    "conv_transpose2d": _alone(Enlargement),
+    "upsample_bilinear": _alone(Enlargement),
+    "pad_concat": _alone(Concatenation),
+    "head": _alone(Head),
+}
+
+
+def homes(operations, trace, builder, dtype):
+    """Return the `Tensor` in which each value of the fused operations lies.
+
+    The parts of a concatenation lie inside it; its frame of zeros, where there is one, stays.
+    """
+    found = {}
+
+    def own(value, kept=False):
+        n, c, h, w = value.shape
+        return builder.tensor((n, h, w, c), dtype, kept)
+
+    for operation in reversed(operations):
+        for value in (operation.y, getattr(operation, "pooled", None)):
+            if value is not None and value not in found and value is not trace.output:
+                found[value] = own(value, _has_frame(operation))
+        if isinstance(operation, Concatenation):
+            whole, below = found[operation.y], operation.skip.shape[1]
+            found[operation.skip] = whole.part((0, below))
+            found[operation.x] = whole.part(
+                (below, operation.x.shape[1]), *operation.corner, operation.x.shape[2:]
+            )
+    found[trace.input] = own(trace.input)
+    return found
+
+
+def _has_frame(operation):
+    return isinstance(operation, Concatenation) and (
+        operation.x.shape[2:] != operation.skip.shape[2:]
+    )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""From fused operations to launches: what inference and training share."""
+
+import numpy as np
+
+from convstudy.conv.algorithm import choose, plan
+from convstudy.conv.epilogue import PLAIN, Epilogue, Scatter
+from convstudy.nn import images_nhwc, pool_nhwc, upsample_nhwc
+from convstudy.problem import BFLOAT16, ConvProblem
+from convstudy.program import fuse
+from convstudy.program.program import Builder
+from convstudy.program.trace import trace
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+class Lowering:
+    """A network's operations for batches of one shape, where values lie, and what is launched.
+
+    Parameters
+    ----------
+    network : UNet
+    shape : (N, C, H, W)
+        Of the images.
+    precision : {"fp32", "tf32", "bf16"}
+        How exact products are at least. bf16: values between layers are bf16, too.
+    device : Device
+        A GPU, or the emulator.
+
+    Attributes
+    ----------
+    images : Buffer
+        Where a batch is put before a run, (N, C, H, W) float32.
+    lies : dict of Value to Tensor
+    """
+
+    def __init__(self, network, shape, precision, device):
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"no precision {precision!r}; choose {' or '.join(map(repr, PRECISIONS))}"
+            )
+        self.precision, self.device = precision, device
+        self.is_bf16 = precision == "bf16"
+        self.dtype = BFLOAT16 if self.is_bf16 else np.dtype(np.float32)
+        self.trace = trace(network, shape)
+        self.operations = fuse.fuse(self.trace)
+        self.builder = Builder(device)
+        self.lies = fuse.homes(self.operations, self.trace, self.builder, self.dtype)
+        self.images = self.builder.buffer(np.prod(shape), kept=True)
+        first = self.lies[self.trace.input]
+        launch = images_nhwc.launch_planes(first.shape, self.dtype.name)
+        self.builder.run(launch, self.images, first)
+
+    def problem(self, shape, k, taps, **options):
+        """Return the `ConvProblem` of an NHWC tensor's shape and `k` filters of `taps`."""
+        n, h, w, c = shape
+        return ConvProblem(
+            *(n, c, h, w, k, *taps),
+            dtype=self.dtype.name,
+            layout="NHWC",
+            precision=self.precision,
+            **options,
+        )
+
+    def convolve(self, which, problem, *arrays, epilogue=PLAIN):
+        """Launch a pass of a convolution, by the algorithm that suits it best."""
+        name = choose(problem, self.device, which, epilogue)
+        self.builder.run(plan(name, problem, self.device, epilogue=epilogue), *arrays)
+
+    def enlarge(self, op, filters, bias):
+        """Launch a transposed convolution, filters in the order (r, s, k, c), or interpolation."""
+        x, y = self.lies[op.x], self.lies[op.y]
+        if op.w is None:
+            whole, corner = self._around(op)
+            launch = upsample_nhwc.launch_upsample(
+                *(x.shape, self.dtype.name, whole.shape[1:3], corner),
+                pitch_x=x.pitch,
+                pitch_y=whole.pitch,
+            )
+            self.builder.run(launch, x, whole)
+            return
+        problem = self.problem(x.shape, 4 * y.shape[3], (1, 1))
+        image, line, pitch = y.strides
+        epilogue = Epilogue(pitch=pitch, scatter=Scatter(line, image))
+        self.convolve("fprop", problem, x, filters, bias, y, epilogue=epilogue)
+
+    def _around(self, op):
+        """Return the channels of a concatenation that `op` fills, frame and all, and its corner."""
+        for other in self.operations:
+            if isinstance(other, fuse.Concatenation) and other.x is op.y:
+                whole, first = self.lies[other.y], other.skip.shape[1]
+                return whole.part((first, other.x.shape[1])), other.corner
+        return self.lies[op.y], (0, 0)
+
+    def pool(self, x, y, window=2, stride=2, padding=0):
+        """Launch pooling of one tensor to another."""
+        sides = ((size, size) for size in (window, stride, padding))
+        launch = pool_nhwc.launch_max_pool(
+            x.shape, self.dtype.name, *sides, pitch_x=x.pitch, pitch_y=y.pitch
+        )
+        self.builder.run(launch, x, y, None)

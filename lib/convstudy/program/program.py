@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""Launches on arrays that are named before they exist: put together once, then run many times."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from convstudy.compile import Sequence
+from convstudy.device import empty
+from convstudy.program import arena
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Memory of a program: `size` numbers, side by side.
+
+    Attributes
+    ----------
+    size : int
+    dtype : dtype
+    kept : bool
+        Whether it keeps what it holds from run to run, zeros at first. All others share memory
+        with those that live at other times.
+    """
+
+    size: int
+    dtype: np.dtype
+    kept: bool = False
+
+    @property
+    def nbytes(self):
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """An image batch in a buffer, channels last; or some channels, and a part, of a wider one.
+
+    Attributes
+    ----------
+    shape : (N, H, W, C)
+    buffer : Buffer
+    offset : int
+        Of its first number in the buffer.
+    strides : (int, int, int)
+        Numbers from one image to the next, from row to row, and from pixel to pixel: the last is
+        the pitch.
+    """
+
+    shape: tuple[int, int, int, int]
+    buffer: Buffer
+    offset: int
+    strides: tuple[int, int, int]
+
+    @property
+    def pitch(self):
+        return self.strides[2]
+
+    @property
+    def dtype(self):
+        return self.buffer.dtype
+
+    @property
+    def pixels(self):
+        n, h, w, _ = self.shape
+        return n * h * w
+
+    @property
+    def is_whole(self):
+        """Whether its numbers lie side by side."""
+        _, h, w, c = self.shape
+        return self.strides == (h * w * c, w * c, c)
+
+    def part(self, channels, top=0, left=0, size=None):
+        """Return channels ``(first, count)`` of it, and the part of `size` that begins there."""
+        n, h, w, _ = self.shape
+        height, width = size or (h, w)
+        first, count = channels
+        offset = self.offset + top * self.strides[1] + left * self.strides[2] + first
+        return replace(self, shape=(n, height, width, count), offset=offset)
+
+
+class Builder:
+    """Takes down what is to be launched on what, and makes a `Program` of it."""
+
+    def __init__(self, device):
+        self.device = device
+        self._steps, self._marks = [], []
+
+    def buffer(self, size, dtype=np.float32, kept=False):
+        """Return a new `Buffer`."""
+        return Buffer(int(size), np.dtype(dtype), kept)
+
+    def tensor(self, shape, dtype=np.float32, kept=False):
+        """Return a new `Tensor` of (N, H, W, C) with a buffer of its own."""
+        _, h, w, c = shape
+        buffer = self.buffer(math.prod(shape), dtype, kept)
+        return Tensor(tuple(shape), buffer, 0, (h * w * c, w * c, c))
+
+    def run(self, launch, *arrays):
+        """Launch on `arrays`: tensors, buffers, (buffer, offset) pairs, or None for null."""
+        places = [_place(array) for array in arrays]
+        if not isinstance(launch, Sequence):
+            self._steps.append((launch, places))
+            return
+        places += [(self.buffer(math.prod(shape)), 0) for shape in launch.temporaries]
+        for step, chosen in launch.steps:
+            self._steps.append((step, [None if i is None else places[i] for i in chosen]))
+
+    def mark(self, name):
+        """Name this place: whoever runs the program may do something when it is reached."""
+        self._marks.append((len(self._steps), name))
+
+    def finish(self):
+        """Return the `Program`."""
+        steps = tuple((launch, tuple(at)) for launch, at in self._steps)
+        return Program(self.device, steps, tuple(self._marks))
+
+
+def _place(array):
+    if array is None or isinstance(array, tuple):
+        return array
+    if isinstance(array, Tensor):
+        return array.buffer, array.offset
+    return array, 0
+
+
+@dataclass(eq=False)
+class Program:
+    """A fixed list of launches on fixed memory.
+
+    Attributes
+    ----------
+    device : Device
+        A GPU, or the emulator.
+    steps : tuple of (Launch, tuple of (Buffer, int) or None)
+    marks : tuple of (int, str)
+        Names of places, each with the number of steps before it.
+    arena_bytes, kept_bytes : int
+        What is allocated for the buffers that share memory, and for those that are kept.
+    allocated_bytes : int
+        What was allocated in fact; 0 before that.
+    least_bytes : int
+        Of the shared ones that live at one time, at the worst step: `arena_bytes` cannot be less.
+    """
+
+    device: object
+    steps: tuple
+    marks: tuple = ()
+    arena_bytes: int = field(init=False)
+    kept_bytes: int = field(init=False)
+    least_bytes: int = field(init=False)
+
+    def __post_init__(self):
+        spans = {}
+        for i, (_, places) in enumerate(self.steps):
+            for buffer, _ in filter(None, places):
+                first, _ = spans.get(buffer, (i, i))
+                spans[buffer] = first, i
+        self._kept = [buffer for buffer in spans if buffer.kept]
+        self._shared = [buffer for buffer in spans if not buffer.kept]
+        lifetimes = [arena.Lifetime(b.nbytes, *spans[b]) for b in self._shared]
+        self._offsets, self.arena_bytes = arena.place(lifetimes)
+        self.least_bytes = arena.most_alive(lifetimes)
+        self.kept_bytes = sum(buffer.nbytes for buffer in self._kept)
+        self._arrays, self.allocated_bytes = None, 0
+
+    def allocate_once(self):
+        """Allocate all memory unless that was done."""
+        if self._arrays is None:
+            self.allocate()
+
+    def allocate(self, apart=False):
+        """Allocate all memory now, so that `run` does not have to.
+
+        Parameters
+        ----------
+        apart : bool
+            Give each buffer memory of its own, full of NaN: on the emulator, a launch that reaches
+            beyond its array is then caught, and so is one that reads what nobody wrote.
+        """
+        self.allocated_bytes = 0
+        self._arrays = {b: self._zeros(b.size, b.dtype) for b in self._kept}
+        if apart:
+            for buffer in self._shared:
+                self._arrays[buffer] = array = empty((buffer.size,), self.device, buffer.dtype)
+                # All bits set are a NaN in every type.
+                array.view(np.uint8)[...] = 0 if array.dtype.kind in "iu" else 255
+                self.allocated_bytes += array.nbytes
+        else:
+            room = self._aligned(self.arena_bytes)
+            for buffer, at in zip(self._shared, self._offsets, strict=True):
+                self._arrays[buffer] = room[at : at + buffer.nbytes].view(buffer.dtype)
+        self._bound = [
+            (launch, [None if place is None else self._at(*place) for place in places])
+            for launch, places in self.steps
+        ]
+
+    def array(self, what):
+        """Return the array of a buffer or a tensor: one-dimensional, from its first number on."""
+        self.allocate_once()
+        return self._at(*_place(what))
+
+    def run(self, checked=True, reached=None):
+        """Launch everything, on CuPy's current stream; on a GPU, return before it is done.
+
+        Parameters
+        ----------
+        checked : bool
+            On the emulator, count and check every access.
+        reached : callable, optional
+            ``reached(name)`` is called at each mark, between the launches.
+        """
+        self.allocate_once()
+        marks = list(self.marks) if reached else []
+        for i, (launch, arrays) in enumerate(self._bound):
+            while marks and marks[0][0] <= i:
+                reached(marks.pop(0)[1])
+            launch.run(self.device, arrays, checked)
+        for _, name in marks:
+            reached(name)
+
+    def prepare(self):
+        """Compile all that it launches."""
+        for launch, _ in self.steps:
+            launch.prepare(self.device)
+
+    def _at(self, buffer, offset):
+        return self._arrays[buffer][offset:]
+
+    def _zeros(self, size, dtype):
+        array = self._aligned(size * dtype.itemsize)
+        array[...] = 0
+        return array.view(dtype)
+
+    def _aligned(self, size):
+        # CuPy's memory begins at a multiple of 512, NumPy's of 16.
+        room = empty((size + arena.ALIGNMENT,), self.device, np.uint8)
+        self.allocated_bytes += room.nbytes
+        start = 0 if self.device.is_gpu else -room.ctypes.data % arena.ALIGNMENT
+        return room[start : start + size]

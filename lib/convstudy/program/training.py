@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: MIT
+"""A training step as one program: forward, backward and the optimiser's, on fixed memory."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from convstudy.conv.epilogue import PLAIN, Epilogue, Source
+from convstudy.nn import head_nhwc, norm_nhwc, relu_nhwc, upsample_nhwc
+from convstudy.nn.pixels import part_rows
+from convstudy.nn.transpose import launch_transpose
+from convstudy.program import fuse
+from convstudy.program.lowering import Lowering
+from convstudy.program.program import Buffer, Tensor
+from convstudy.program.weights import Layout
+from convstudy.train import flat, loss_nhwc
+from convstudy.train.optimizers import OPTIMIZERS
+
+_MOMENTUM = 0.1
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What a convolution's forward pass leaves for its backward pass."""
+
+    y: Tensor  # what the norm read
+    statistics: Buffer
+    factors: Buffer
+
+
+class Step:
+    """A training step for batches of one shape, in one precision.
+
+    Parameters
+    ----------
+    network : UNet
+    shape : (N, C, H, W)
+    precision : {"fp32", "tf32", "bf16"}
+        Of products, as `Inference` has it. Parameters, their gradients, statistics and sums are
+        fp32 in each.
+    optimizer : str
+        One of `train.optimizers.OPTIMIZERS`.
+    options : dict of str to float
+        The optimiser's.
+    clip : float or None
+        The most that the norm of all gradients may be.
+    device : Device
+
+    Attributes
+    ----------
+    program : Program
+        At the mark ``ready <name>`` the gradient of that parameter is complete.
+    layout, running : Layout
+        Of the trained parameters, and of the norms' running statistics.
+    weights, gradients, statistics : Buffer
+        As these say.
+    slots : dict of str to Buffer
+        What the optimiser remembers, by its name, as `layout` says.
+    control, steps, loss, images, masks : Buffer
+        As `train.flat` and `train.loss_nhwc` have them; a batch, (N, C, H, W) float32, and its
+        classes, (N, H, W) int32.
+    """
+
+    def __init__(self, network, shape, precision, optimizer, options, clip, device):
+        low = self._low = Lowering(network, shape, precision, device)
+        builder = self._builder = low.builder
+        self.images = low.images
+        self.layout = Layout({name: network.shapes[name] for name in network.trained})
+        self.running = Layout(
+            {name: each for name, each in network.shapes.items() if "running_" in name}
+        )
+        self.weights = builder.buffer(self.layout.size, kept=True)
+        self.gradients = builder.buffer(self.layout.size, kept=True)
+        self.statistics = builder.buffer(self.running.size, kept=True)
+        self._operands = self.weights
+        if low.is_bf16:
+            self._operands = builder.buffer(self.layout.size, low.dtype, kept=True)
+        n, _, h, w = shape
+        self.masks = builder.buffer(n * h * w, np.int32, kept=True)
+        self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
+        self._dtype = low.dtype.name
+        self._kept, self._arrives = {}, {}
+
+        for operation in low.operations:
+            _FORWARD[type(operation)](self, operation)
+        self._take_loss()
+        for operation in reversed(low.operations):
+            _BACKWARD[type(operation)](self, operation)
+        self._optimise(optimizer, options, clip)
+        self.program = builder.finish()
+
+    @property
+    def operands(self):
+        """The buffer of parameters as products take them: `weights`, or a copy in bf16."""
+        return self._operands
+
+    # ---- where parameters lie --------------------------------------------------------------------
+    def _weight(self, parameter):
+        return self.weights, self.layout.slots[parameter.name].offset
+
+    def _filters(self, parameter):
+        return self._operands, self.layout.slots[parameter.name].offset
+
+    def _gradient(self, parameter):
+        return self.gradients, self.layout.slots[parameter.name].offset
+
+    def _running(self, parameter):
+        return self.statistics, self.running.slots[parameter.name].offset
+
+    def _ready(self, *parameters):
+        for parameter in parameters:
+            self._builder.mark(f"ready {parameter.name}")
+
+    def _rows(self, count, channels):
+        """Return how many pixels (or cells) are a part of sums, and how many parts there are."""
+        rows = part_rows(count, channels, self._dtype, self._low.device)
+        return rows, math.ceil(count / rows)
+
+    # ---- forward ---------------------------------------------------------------------------------
+    def _convolution(self, op):
+        low, run = self._low, self._builder.run
+        if op.norm is None or op.bias or op.stride != (1, 1):
+            raise NotImplementedError(
+                f"training: the convolution of {op.w.name} has a bias, a stride or no batch norm, "
+                f"which a program cannot train yet; train this network on the CPU"
+            )
+        x, z = low.lies[op.x], low.lies[op.y]
+        k, _, r, s = op.w.shape
+        kept = self._kept[op] = _Kept(
+            self._builder.tensor(z.shape, low.dtype),
+            self._builder.buffer(2 * k),
+            self._builder.buffer(2 * k),
+        )
+        problem = low.problem(x.shape, k, (r, s), padding=op.padding)
+        low.convolve("fprop", problem, x, self._filters(op.w), None, kept.y)
+        rows, count = self._rows(z.pixels, k)
+        parts = self._builder.buffer(count * 2 * k)
+        run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
+        weight, bias, mean, var = op.norm
+        run(
+            norm_nhwc.launch_statistics(z.pixels, k, rows, op.eps, _MOMENTUM),
+            *(parts, self._weight(weight), self._weight(bias)),
+            *(self._running(mean), self._running(var), kept.statistics, kept.factors),
+        )
+        pooled = low.lies[op.pooled] if op.pooled else None
+        launch = norm_nhwc.launch_norm(
+            *(z.shape, self._dtype, op.relu),
+            pool=pooled is not None,
+            pitch_y=z.pitch,
+            pitch_pooled=pooled.pitch if pooled else None,
+        )
+        run(launch, kept.y, kept.factors, None, z, pooled)
+
+    def _enlargement(self, op):
+        turned = bias = None
+        if op.w is not None:
+            c, k, r, s = op.w.shape
+            turned = self._builder.buffer(c * k * r * s, self._low.dtype)
+            self._builder.run(
+                launch_transpose(c, k * r * s, self._dtype), self._filters(op.w), turned
+            )
+            bias = self._weight(op.bias)
+        self._low.enlarge(op, turned, bias)
+
+    def _head(self, op):
+        x, classes = self._low.lies[op.x], op.w.shape[0]
+        self._logits = self._builder.buffer(x.pixels * classes)
+        launch = head_nhwc.launch_head(x.shape, self._dtype, classes, pitch=x.pitch)
+        self._builder.run(launch, x, None, *map(self._weight, (op.w, op.bias)), self._logits)
+
+    def _take_loss(self):
+        run = self._builder.run
+        n, classes, h, w = self._low.trace.output.shape
+        pixels = n * h * w
+        rows, count = self._rows(pixels, classes)
+        parts = self._builder.buffer(3 * count)
+        given = self._logits, self.masks
+        run(loss_nhwc.launch_loss_parts(pixels, classes, rows, "int32"), *given, parts)
+        run(loss_nhwc.launch_loss(pixels, count), parts, self.loss)
+        launch = loss_nhwc.launch_loss_dgrad(pixels, classes, "int32")
+        run(launch, *given, self.loss, self._logits)
+
+    # ---- backward --------------------------------------------------------------------------------
+    def _arriving(self, value):
+        """Return a new tensor for the gradient of a value that is a whole array."""
+        n, c, h, w = value.shape
+        self._arrives[value] = self._builder.tensor((n, h, w, c), self._low.dtype)
+        return self._arrives[value]
+
+    def _back_through_head(self, op):
+        z, (classes, c, _, _) = self._low.lies[op.x], op.w.shape
+        dz = self._arriving(op.x)
+        rows, count = self._rows(z.pixels, c)
+        columns = classes * c + classes
+        parts = self._builder.buffer(count * columns)
+        launch = head_nhwc.launch_head_dgrad_parts(
+            z.shape, self._dtype, classes, rows, pitch_z=z.pitch
+        )
+        self._builder.run(launch, self._logits, z, self._weight(op.w), dz, parts)
+        given = parts, self._gradient(op.w), self._gradient(op.bias)
+        self._builder.run(relu_nhwc.launch_sums(count, columns, classes * c), *given)
+        self._ready(op.w, op.bias)
+
+    def _back_through_convolution(self, op):
+        low, run, kept = self._low, self._builder.run, self._kept[op]
+        y, k = kept.y, op.w.shape[0]
+        dz, dpooled = self._arrives.get(op.y), self._arrives.get(op.pooled)
+        options = {"relu": op.relu, "pool": dpooled is not None, "direct": dz is not None}
+        pitches = {
+            "pitch_dz": dz.pitch if dz else None,
+            "pitch_dpooled": dpooled.pitch if dpooled else None,
+        }
+        cells = norm_nhwc.count_cells(y.shape, options["pool"])
+        rows, count = self._rows(cells, k)
+        parts, coefficients = self._builder.buffer(count * 2 * k), self._builder.buffer(2 * k)
+        launch = norm_nhwc.launch_norm_dgrad_parts(y.shape, self._dtype, rows, **options, **pitches)
+        run(launch, dz, dpooled, y, kept.factors, kept.statistics, parts)
+        weight, bias, _, _ = op.norm
+        run(
+            norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count),
+            *(parts, kept.statistics, kept.factors),
+            *(self._gradient(weight), self._gradient(bias), coefficients),
+        )
+        # The gradient of y takes y's place: nobody reads that any more.
+        launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
+        run(launch, dz, dpooled, y, kept.factors, coefficients, y)
+        problem = low.problem(low.lies[op.x].shape, k, op.w.shape[2:], padding=op.padding)
+        self._take_wgrad(problem, low.lies[op.x], y, op.w)
+        self._ready(op.w, weight, bias)
+        if op.x is not low.trace.input:
+            low.convolve("dgrad", problem, y, self._filters(op.w), self._arriving(op.x))
+
+    def _take_wgrad(self, problem, x, dy, w, epilogue=PLAIN):
+        source = epilogue.source
+        epilogue = Epilogue(wide=self._low.is_bf16, source=source)
+        self._low.convolve("wgrad", problem, x, dy, self._gradient(w), epilogue=epilogue)
+
+    def _back_through_concatenation(self, op):
+        whole, below = self._arrives[op.y], op.skip.shape[1]
+        self._arrives[op.skip] = whole.part((0, below))
+        self._arrives[op.x] = whole.part((below, op.x.shape[1]), *op.corner, op.x.shape[2:])
+
+    def _back_through_enlargement(self, op):
+        low, run = self._low, self._builder.run
+        x, dy = low.lies[op.x], self._arrives[op.y]
+        whole, corner = self._around(op)
+        if op.w is None:
+            launch = upsample_nhwc.launch_upsample_dgrad(
+                x.shape, self._dtype, whole.shape[1:3], corner, pitch_dy=whole.pitch
+            )
+            run(launch, whole, self._arriving(op.x))
+            return
+        c, k, r, s = op.w.shape
+        # It is the transpose of a convolution of what it made, whose gradients these are.
+        problem = low.problem(dy.shape, c, (r, s), stride=(2, 2))
+        image, line, pitch = dy.strides
+        epilogue = Epilogue(source=Source(pitch, line, image))
+        self._take_wgrad(problem, dy, x, op.w, epilogue)
+        given = dy, self._filters(op.w), None, self._arriving(op.x)
+        low.convolve("fprop", problem, *given, epilogue=epilogue)
+        rows, count = self._rows(dy.pixels, k)
+        parts = self._builder.buffer(count * k)
+        launch = relu_nhwc.launch_bias_wgrad_parts(
+            whole.shape,
+            self._dtype,
+            rows,
+            part=(*dy.shape[1:3], *corner),
+            pitch_dy=whole.pitch,
+        )
+        run(launch, whole, None, None, parts)
+        run(relu_nhwc.launch_sums(count, k), parts, self._gradient(op.bias), None)
+        self._ready(op.w, op.bias)
+
+    def _around(self, op):
+        """Return the gradient of the channels of a concatenation that are `op`'s, and a corner."""
+        for other in self._low.operations:
+            if isinstance(other, fuse.Concatenation) and other.x is op.y:
+                whole, first = self._arrives[other.y], other.skip.shape[1]
+                return whole.part((first, other.x.shape[1])), other.corner
+        return self._arrives[op.y], (0, 0)
+
+    # ---- the optimiser's step --------------------------------------------------------------------
+    def _optimise(self, name, options, clip):
+        run, size = self._builder.run, self.layout.size
+        rule = OPTIMIZERS[name]({}, **options)
+        self.slots = {slot: self._builder.buffer(size, kept=True) for slot in rule.slots}
+        self.control = self._builder.buffer(len(flat.CONTROL), kept=True)
+        self.steps = self._builder.buffer(len(flat.STEPS), np.int32, kept=True)
+        parts = flat.norm_parts(size, self._low.device)
+        sums = self._builder.buffer(parts)
+        run(flat.launch_norm_parts(size, parts), self.gradients, sums)
+        betas = tuple(rule.options.get(beta, 0.0) for beta in ("beta1", "beta2"))
+        launch = flat.launch_begin(parts, math.inf if clip is None else clip, betas)
+        run(launch, sums, self.control, self.steps)
+        copy = self._operands if self._low.is_bf16 else None
+        slots = [*self.slots.values()] or [None]
+        if name == "rmsprop" and len(slots) == 1:
+            slots.append(None)
+        launch = flat.launch_step(name, size, rule.options, copy is not None)
+        run(launch, self.weights, self.gradients, *slots, copy, self.control)
+
+
+def _refuse(self, op):
+    raise NotImplementedError(
+        "training: pooling behind no batch norm and ReLU has no gradient in a program yet; train "
+        "this network on the CPU"
+    )
+
+
+_FORWARD = {
+    fuse.Convolution: Step._convolution,
+    fuse.Enlargement: Step._enlargement,
+    fuse.Pooling: _refuse,
+    fuse.Concatenation: lambda self, op: None,
+    fuse.Head: Step._head,
+}
+_BACKWARD = {
+    fuse.Convolution: Step._back_through_convolution,
+    fuse.Enlargement: Step._back_through_enlargement,
+    fuse.Concatenation: Step._back_through_concatenation,
+    fuse.Head: Step._back_through_head,
+}

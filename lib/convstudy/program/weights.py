@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""All parameters of a network in one array, each as the kernels take it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Numbers: a tensor map's address is a multiple of 16 bytes, for bf16 too.
+_ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a parameter lies: its first number, and its shape as the kernels take it."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+
+class Layout:
+    """How parameters lie in one array, side by side, and what their own shapes are.
+
+    Filters lie channels last: (K, R, S, C) for a convolution's (K, C, R, S), and (C, R, S, K) for
+    the (C, K, R, S) of a transposed one.
+
+    Parameters
+    ----------
+    shapes : dict of str to tuple
+        As in the state_dict.
+
+    Attributes
+    ----------
+    slots : dict of str to Slot
+    size : int
+        Numbers of the array; those between parameters are zeros.
+    """
+
+    def __init__(self, shapes):
+        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.slots, self.size = {}, 0
+        for name, shape in self._shapes.items():
+            lying = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+            self.slots[name] = Slot(self.size, lying)
+            self.size += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+
+    def pack(self, state):
+        """Return the float32 array of all parameters of `state`, by name."""
+        packed = np.zeros(self.size, np.float32)
+        for name, slot in self.slots.items():
+            array = np.asarray(state[name])
+            lying = np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+            packed[slot.offset : slot.offset + slot.size] = lying.ravel()
+        return packed
+
+    def unpack(self, packed):
+        """Return the parameters of such an array, by name."""
+        state = {}
+        for name, slot in self.slots.items():
+            lying = packed[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+            array = np.moveaxis(lying, -1, 1) if lying.ndim == 4 else lying
+            state[name] = np.ascontiguousarray(array)
+        return state

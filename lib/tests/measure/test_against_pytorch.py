@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""The contest of whole networks: who takes part, and that what is wrong is not timed."""
+
+import types
+
+import numpy as np
+import pytest
+
+from convstudy.device import EMULATOR
+from convstudy.measure import pytorch_unet
+from convstudy.measure.suites import against_pytorch as contest
+from convstudy.models.unet import UNet
+from convstudy.nn.reference import ReferenceOps
+from convstudy.nn.tape import TapeOps
+from convstudy.records import validate_result
+from convstudy.train.losses import cross_entropy_dice
+
+SHAPE = (2, 3, 35, 34)
+OPTIONS = contest.SUITE.options | {"repeats": 2, "compiled": ""}
+
+
+class FakeRunner:
+    """The network in float64, where PyTorch would be."""
+
+    def __init__(self, network, images, masks, precision, channels_last):
+        self.scores = network.forward(images, ReferenceOps()).astype(np.float32)
+
+    def inference(self, way):
+        return lambda: self.scores
+
+    def training(self, way):
+        return lambda: 1.0
+
+
+def gradients(network, images, masks):
+    tape = TapeOps(ReferenceOps())
+    network.place(tape)
+    _, dlogits, _ = cross_entropy_dice(network.apply(images.astype(float), tape), masks)
+    return tape.backward(dlogits)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    network = UNet.initialised(0, width=4)
+    network.randomise_statistics(1)
+    rng = np.random.default_rng(0)
+    images, masks = rng.random(SHAPE, np.float32), rng.integers(0, 2, (2, 35, 34), np.int32)
+    for name, replacement in {
+        "unet": lambda: network,
+        "images": lambda n: images,
+        "masks": lambda n: masks,
+        "expected": lambda n: network.forward(images, ReferenceOps()),
+        "devices": lambda: (EMULATOR,),
+        "alternating": lambda replays, calls, where, repeats: {
+            side: [1e-3] * repeats for side in replays
+        },
+    }.items():
+        monkeypatch.setattr(contest, name, replacement)
+    monkeypatch.setattr(pytorch_unet, "Runner", FakeRunner)
+    monkeypatch.setattr(pytorch_unet, "gradients", gradients)
+    monkeypatch.setattr(pytorch_unet, "with_peak", lambda function: (function(), 1000))
+    return types.SimpleNamespace(network=network, images=images)
+
+
+@pytest.mark.parametrize("what", ["inference", "training"])
+def test_each_way_takes_part_and_ours_is_checked(what, emulated):
+    labels = {"what": what, "precision": "fp32", "n": 2}
+    rows = contest._Contest(f"{what}/fp32/n2", labels, OPTIONS).run()
+    sides = [f"{row['labels']['side']}/{row['labels']['layout']}" for row in rows]
+    ways = [f"pytorch-{way}/{layout}" for way in ("eager", "graph") for layout in ("NCHW", "NHWC")]
+    assert sides == ["ours/NHWC", *ways]
+    for row in rows:
+        validate_result(row, row["case"])
+        assert len(row["samples_s"]) == OPTIONS["repeats"]
+    ours = rows[0]
+    assert ours["check"]["passed"]
+    assert ours["values"]["peak_bytes"] >= ours["values"]["predicted_bytes"] > 0
+
+
+def test_wrong_gradients_are_not_timed(emulated, monkeypatch):
+    monkeypatch.setattr(
+        pytorch_unet, "gradients", lambda *a: {k: -g for k, g in gradients(*a).items()}
+    )
+    labels = {"what": "training", "precision": "fp32", "n": 2}
+    with pytest.raises(RuntimeError, match="the gradients are wrong"):
+        contest._Contest("training/fp32/n2", labels, OPTIONS).run()
+
+
+def test_cases_are_those_asked_for():
+    cases = list(contest.cases(OPTIONS | {"n": "1,16", "precisions": "bf16"}))
+    assert [case.name for case in cases] == [
+        *("inference/bf16/n1", "inference/bf16/n16", "training/bf16/n1", "training/bf16/n16")
+    ]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""The suite of VGG and ResNet: each way of executing them, on narrow networks and small images."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convstudy.device import EMULATOR
+from convstudy.measure import pytorch, pytorch_ops
+from convstudy.measure.suites import network as shared
+from convstudy.measure.suites import networks
+from convstudy.models.resnet import ResNet
+from convstudy.models.unet import UNet
+from convstudy.models.vgg import VGG16
+from convstudy.nn.ops import FUNCTIONS
+from convstudy.nn.reference import ReferenceOps
+from convstudy.plots.palette import ENVIRONMENTS
+from convstudy.records import validate_result
+
+OPTIONS = networks.SUITE.options | {"size": 33, "repeats": 2}
+PAIR = EMULATOR, replace(EMULATOR, index=1)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """The same networks, of few channels."""
+    made = {
+        "vgg16": lambda: VGG16.initialised(1, num_classes=5, width=1),
+        "resnet18": lambda: ResNet.initialised(1, 18, num_classes=5, width=2),
+        "resnet50": lambda: ResNet.initialised(1, 50, num_classes=5, width=1),
+    }
+    monkeypatch.setattr(networks, "NETWORKS", made)
+    for cached in (networks.network, networks._truth):
+        cached.cache_clear()
+    yield
+    for cached in (networks.network, networks._truth):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """A machine of two GPUs, both of which are the emulator."""
+    for module in (networks, shared):
+        monkeypatch.setattr(module, "devices", lambda: PAIR)
+    monkeypatch.setattr(networks, "no_gpu", lambda count=1: None)
+
+
+def cases(**options):
+    return {case.name: case for case in networks.SUITE.cases(OPTIONS | options)}
+
+
+def run(case):
+    rows = case.run()
+    for row in rows:
+        assert row["case"].startswith(case.name)
+        validate_result(row, case.name)
+    assert len({row["case"] for row in rows}) == len(rows)
+    return {row["labels"]["function"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50"])
+def test_a_cpu_is_timed_by_function(name):
+    for case in cases(network=name, n="1").values():
+        if case.skip is None and case.labels["execution"] in ("cpu-plain", "cpu-blas"):
+            rows = run(case)
+            expected = {"convolution", "ReLU", "pooling", "linear", "network"}
+            if name != "vgg16":
+                expected |= {"batch norm", "residual sum"}
+            assert set(rows) == expected
+            assert all(row["labels"]["network"] == name for row in rows.values())
+            assert rows["network"]["check"]["passed"]
+            whole = rows["network"]["samples_s"][0]
+            parts = sum(rows[f]["samples_s"][0] for f in expected - {"network"})
+            assert 0 < parts <= whole
+
+
+def test_names_are_unique_and_what_a_machine_lacks_is_said():
+    found = list(networks.SUITE.cases(OPTIONS | {"n": "1,16"}))
+    names = [case.name for case in found]
+    assert len(set(names)) == len(names)
+    for name, n in itertools.product(("vgg16", "resnet18", "resnet50"), (1, 16)):
+        assert f"{name}/n{n}/resident/conv2d_fprop_3_tiled" in names
+        assert f"{name}/n{n}/contest/bf16" in names
+    assert "vgg16/n16/cpu-plain" not in names
+    skipped = [case for case in found if case.skip]
+    assert all("GPU" in case.skip or "PyTorch" in case.skip for case in skipped)
+
+
+def test_environments_are_called_as_figures_call_them():
+    environments = {case.labels["environment"] for case in cases(n="1").values()} - {""}
+    assert environments == set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_gpus_are_timed_by_function(name, emulated):
+    found = cases(network=name, n="1", size=32)
+    for kind in (
+        "offload/conv2d_fprop_3_tiled/cpu-blas",
+        "offload/conv2d_fprop_3_tiled/cpu-blas/2 GPUs",
+        "resident/conv2d_fprop_3_tiled",
+    ):
+        rows = run(found[f"{name}/n1/{kind}"])
+        assert {"convolution", "linear", "network"} <= set(rows)
+        assert set(rows) <= {*FUNCTIONS.values(), "network"}
+        assert rows["network"]["check"]["passed"]
+    assert rows["convolution"]["kernel"] == "conv2d_fprop_3_tiled"
+
+
+def test_two_gpus_share_a_batch(emulated):
+    rows = run(
+        cases(network="resnet18", n="3", size=20)[
+            "resnet18/n3/resident/conv2d_fprop_3_tiled/2 GPUs"
+        ]
+    )
+    assert set(rows) == {"network"}
+    assert rows["network"]["labels"]["environment"] == "2 GPUs, tiled + data parallel"
+
+
+def test_a_batch_is_made_of_few_images_and_its_result_of_theirs():
+    work = networks.work("resnet18", 5, 33)
+    np.testing.assert_array_equal(work.images[0], work.images[4])
+    assert not np.array_equal(work.images[0], work.images[1])
+    truth = work.network.forward(work.images, ReferenceOps())
+    np.testing.assert_allclose(work.expected(), truth, rtol=1e-9)
+    with pytest.raises(RuntimeError, match="the result is wrong"):
+        work.checked(np.roll(truth, 1, axis=0))
+
+
+def test_a_network_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="no network 'alexnet'; there are vgg16, resnet18"):
+        cases(network="vgg16, alexnet")
+
+
+# ---- PyTorch
+
+needs_pytorch = pytest.mark.skipif(
+    pytorch.why_not() is not None, reason='PyTorch is not installed: run "make setup EXTRAS=torch"'
+)
+
+
+@needs_pytorch
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", ["vgg16", "resnet18", "unet", "bilinear"])
+def test_pytorch_runs_every_network(kind, channels_last, rng):
+    if kind in ("unet", "bilinear"):
+        network = UNet.initialised(1, bilinear=kind == "bilinear", width=4)
+    else:
+        network = networks.network(kind)
+    network.randomise_statistics(2)
+    x = rng.standard_normal((2, 3, 33, 40), dtype=np.float32)
+    truth = network.forward(x, ReferenceOps())
+    for precision in ("fp32", "bf16"):
+        ops = pytorch_ops.TorchOps("cpu", precision, channels_last)
+        room = 2 if precision == "bf16" else 1
+        for y in (network.forward(x, ops), ops.to_host(ops.inference(network, x)())):
+            terms = network.terms()
+            assert shared.checked(y, truth, *terms, precision=precision, room=room)["passed"]
+
+
+@needs_pytorch
+def test_pytorch_s_functions_are_timed():
+    for layout in ("NCHW", "NHWC"):
+        rows = run(cases(network="resnet18", n="1")[f"resnet18/n1/pytorch-cpu/{layout}"])
+        assert {"convolution", "residual sum", "network"} <= set(rows)
+        assert rows["network"]["labels"]["layout"] == layout
+
+
+@needs_pytorch
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sides_take_turns(precision, emulated, monkeypatch):
+    """On the CPU, where there is no graph to capture and no event to wait for."""
+    monkeypatch.setattr(networks, "WAYS", ("eager",))
+    monkeypatch.setattr(networks, "capture", lambda device, calls: calls[0])
+    monkeypatch.setattr(networks, "once", lambda clock, device: lambda run: run() is None or 1.0)
+    make = pytorch_ops.TorchOps
+    monkeypatch.setattr(networks, "TorchOps", lambda device, *rest: make("cpu", *rest))
+    rows = cases(network="resnet18", n="1", size=20)[f"resnet18/n1/contest/{precision}"].run()
+    sides = {tuple(row["labels"][k] for k in ("execution", "layout")) for row in rows}
+    expected = {("pytorch-eager", "NCHW"), ("pytorch-eager", "NHWC")}
+    if precision == "fp32":
+        expected.add(("resident", "NCHW"))
+    assert sides == expected
+    for row in rows:
+        validate_result(row, "contest")
+        assert row["clock"] == "event"
+        assert row["check"]["passed"]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""The network as one program: right in every precision, on memory shared and apart."""
+
+import numpy as np
+import pytest
+
+from convstudy import tolerance
+from convstudy.device import EMULATOR, devices
+from convstudy.models.unet import UNet
+from convstudy.nn.reference import ReferenceOps
+from convstudy.program.inference import Inference
+
+
+def network_of(width=8, **options):
+    network = UNet.initialised(0, width=width, **options)
+    network.randomise_statistics(1)
+    return network
+
+
+def images_of(shape, seed=0):
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def check(network, scores, images, precision):
+    expected = network.forward(images, ReferenceOps())
+    tolerance.assert_close(scores, expected, *network.terms(), precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_scores_are_the_networks(precision, bilinear):
+    network = network_of(bilinear=bilinear)
+    images = images_of((2, 3, 17, 35))
+    forward = Inference(network, images.shape, precision, EMULATOR)
+    forward.program.allocate(apart=True)
+    forward.reload()
+    forward.load(images)
+    forward.program.run()
+    check(network, forward.scores(), images, precision)
+
+
+def test_shared_memory_gives_the_same_bits():
+    network = network_of()
+    images = images_of((1, 3, 16, 33))
+    forward = Inference(network, images.shape, "fp32", EMULATOR)
+    together = forward(images)
+    # Again, over what the first run has left.
+    np.testing.assert_array_equal(forward(images), together)
+    forward.program.allocate(apart=True)
+    forward.reload()
+    np.testing.assert_array_equal(forward(images), together)
+    assert forward.program.arena_bytes <= 1.3 * forward.program.least_bytes
+
+
+def test_parameters_are_taken_again():
+    network = network_of()
+    images = images_of((1, 3, 16, 16))
+    forward = Inference(network, images.shape, "fp32", EMULATOR)
+    network.randomise_statistics(5)
+    forward.reload()
+    check(network, forward(images), images, "fp32")
+
+
+def test_other_batches_and_precisions_are_refused():
+    network = network_of()
+    with pytest.raises(ValueError, match="no precision 'fp8'"):
+        Inference(network, (1, 3, 16, 16), "fp8", EMULATOR)
+    with pytest.raises(ValueError, match="at least 16"):
+        Inference(network, (1, 3, 8, 16), "fp32", EMULATOR)
+    forward = Inference(network, (1, 3, 16, 16), "fp32", EMULATOR)
+    with pytest.raises(ValueError, match=r"batches of \(1, 3, 16, 16\).*make another"):
+        forward(images_of((2, 3, 16, 16)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_scores_are_the_networks_on_the_gpu(precision, bilinear):
+    network = network_of(width=64, bilinear=bilinear)
+    images = images_of((3, 3, 50, 71))
+    forward = Inference(network, images.shape, precision, devices()[0])
+    check(network, forward(images), images, precision)
+    np.testing.assert_array_equal(forward(images), forward(images))

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""The training step as one program, against the tape in float64."""
+
+import numpy as np
+import pytest
+
+from convstudy import tolerance
+from convstudy.device import EMULATOR, devices
+from convstudy.models.unet import UNet
+from convstudy.nn.reference import ReferenceOps
+from convstudy.nn.tape import TapeOps
+from convstudy.program.backend import GpuBackend
+from convstudy.train.backend import CpuBackend
+from convstudy.train.losses import cross_entropy_dice
+
+# The smallest level has 2 x 2 pixels: of fewer, batch norm makes nearly nothing but rounding.
+SHAPE = (2, 3, 35, 34)
+
+
+def network_of(width=8, **options):
+    network = UNet.initialised(0, width=width, **options)
+    network.randomise_statistics(1)
+    return network
+
+
+def batch_of(shape=SHAPE, seed=0):
+    rng = np.random.default_rng(seed)
+    n, _, h, w = shape
+    return rng.random(shape, np.float32), rng.integers(0, 2, (n, h, w))
+
+
+def truth(network, images, masks):
+    """Return loss and gradients in float64, by the tape."""
+    tape = TapeOps(ReferenceOps())
+    network.place(tape)
+    logits = network.apply(images.astype(np.float64), tape)
+    loss, dlogits, _ = cross_entropy_dice(logits, masks)
+    return loss, tape.backward(dlogits)
+
+
+def terms_of(network):
+    """A gradient has gone through every layer, there and back, and through a sum over pixels."""
+    return [count for count in network.terms() for _ in range(3)]
+
+
+def check_gradients(network, actual, expected, precision, room=1):
+    limit = room * tolerance.tolerance(np.float32, *terms_of(network), precision=precision)
+    sizes = {name: np.linalg.norm(each) for name, each in expected.items()}
+    errors = {name: np.linalg.norm(actual[name] - each) for name, each in expected.items()}
+    whole = np.linalg.norm(list(sizes.values()))
+    assert np.linalg.norm(list(errors.values())) <= limit * whole
+    # In bf16 a ReLU here and there is on where it should be off, and one layer's gradient, of so
+    # few pixels, suffers: all together have to agree. In fp32 each has to.
+    least = 1e-2 if precision == "fp32" else 1.0
+    for name, error in errors.items():
+        assert error <= limit * max(sizes[name], least * whole), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_gradients_are_the_tapes(precision, bilinear):
+    network, (images, masks) = network_of(bilinear=bilinear), batch_of()
+    backend = GpuBackend(network, SHAPE, precision, device=EMULATOR)
+    backend.program.allocate(apart=True)
+    backend._put_network(network.state_dict())
+    backend.load(images, masks, 0.0)
+    backend.program.run()
+    loss, expected = truth(network, images, masks)
+    # Eight channels and four pixels at the bottom average little out of bf16's roundings.
+    check_gradients(network, backend.gradients(), expected, precision, room=2)
+    found = backend._get(backend._step.loss)[0]
+    assert found == pytest.approx(loss, rel=1e-5 if precision == "fp32" else 0.02)
+
+
+def test_a_few_steps_go_as_on_the_cpu():
+    """The same optimiser, clipped gradients, running statistics, and the same state to keep."""
+    network = network_of()
+    options = {"optimizer": "adamw", "options": {"weight_decay": 0.1}, "clip": 0.5}
+    ours = GpuBackend(network, SHAPE, "fp32", device=EMULATOR, **options)
+    theirs = CpuBackend(network, **options)
+    for step in range(3):
+        images, masks = batch_of(seed=step)
+        mine, other = (each.step(images, masks, 1e-3) for each in (ours, theirs))
+        np.testing.assert_allclose([*map(float, mine)], [*map(float, other)], rtol=2e-4)
+    found, expected = ours.state(), theirs.state()
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked", "steps")):
+            np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+    # What has been trained on follows: a rate of 1e-3, three times.
+    for name in network.trained:
+        close = np.abs(found[f"network.{name}"] - expected[f"network.{name}"]) < 2e-4
+        assert close.mean() > 0.98, name
+
+
+def test_a_state_is_taken_back_and_steps_repeat_to_the_bit():
+    network, batch = network_of(), batch_of()
+    first = GpuBackend(network, SHAPE, "bf16", "rmsprop", {"momentum": 0.9}, device=EMULATOR)
+    first.step(*batch, 1e-3)
+    kept = {name: array.copy() for name, array in first.state().items()}
+    first.step(*batch, 1e-3)
+    second = GpuBackend(network, SHAPE, "bf16", "rmsprop", {"momentum": 0.9}, device=EMULATOR)
+    second.load_state(kept)
+    second.step(*batch, 1e-3)
+    for name, array in first.state().items():
+        np.testing.assert_array_equal(second.state()[name], array, err_msg=name)
+    with pytest.raises(ValueError, match=r"not of this network.*is missing"):
+        second.load_state({})
+
+
+def test_predictions_are_of_the_weights_as_they_are():
+    network, (images, masks) = network_of(), batch_of()
+    backend = GpuBackend(network, SHAPE, "fp32", "sgd", device=EMULATOR)
+    backend.step(images, masks, 1e-2)
+    now = UNet.from_state_dict(backend.state_dict())
+    expected = now.forward(images[:1], ReferenceOps())
+    tolerance.assert_close(backend.predict(images[:1]), expected, *network.terms())
+
+
+def test_what_does_not_fit_is_refused():
+    network, (images, masks) = network_of(), batch_of()
+    with pytest.raises(ValueError, match="no optimiser 'adam'"):
+        GpuBackend(network, SHAPE, optimizer="adam", device=EMULATOR)
+    with pytest.raises(ValueError, match="clip must be"):
+        GpuBackend(network, SHAPE, clip=0, device=EMULATOR)
+    backend = GpuBackend(network, SHAPE, device=EMULATOR)
+    with pytest.raises(ValueError, match="make another"):
+        backend.step(images[:1], masks[:1], 1e-3)
+    assert backend.needs_bytes(4, 32, 32) > backend.needs_bytes(2, 32, 32) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_gradients_are_the_tapes_on_the_gpu(precision, bilinear):
+    network, shape = network_of(width=64, bilinear=bilinear), (2, 3, 49, 66)
+    images, masks = batch_of(shape)
+    backend = GpuBackend(network, shape, precision, device=devices()[0])
+    backend.step(images, masks, 0.0)
+    _, expected = truth(network, images, masks)
+    check_gradients(network, backend.gradients(), expected, precision)
+    again = GpuBackend(network, shape, precision, device=devices()[0])
+    again.step(images, masks, 0.0)
+    for name, array in backend.gradients().items():
+        np.testing.assert_array_equal(again.gradients()[name], array, err_msg=name)
