@@ -7,13 +7,19 @@ import numpy as np
 
 from convstudy.conv.cpu import limit_threads
 from convstudy.nn.tape import TapeOps
-from convstudy.parallel.buckets import BUCKET_BYTES, Buckets, Reduction, empty_flat
+from convstudy.parallel.buckets import BUCKET_BYTES, Buckets, Reduction
 from convstudy.parallel.channels import ChannelTape, gather, own_part
 from convstudy.train import memory
 from convstudy.train.backend import CpuBackend
 from convstudy.train.optimizers import square
 
 BATCH_NORMS = ("synchronised", "local")
+
+
+def check_batch_norm(word):
+    """Raise ValueError unless norms can be taken so."""
+    if word not in BATCH_NORMS:
+        raise ValueError(f"batch_norm={word}: take {' or '.join(BATCH_NORMS)}")
 
 
 class RankedBackend(CpuBackend):
@@ -52,8 +58,7 @@ class RankedBackend(CpuBackend):
         batch_norm="synchronised",
         bucket_bytes=BUCKET_BYTES,
     ):
-        if batch_norm not in BATCH_NORMS:
-            raise ValueError(f"batch_norm={batch_norm}: take {' or '.join(BATCH_NORMS)}")
+        check_batch_norm(batch_norm)
         self.grid, self.batch, self.batch_norm = grid, batch, batch_norm
         self._counts_of_batch = grid.counts(batch)
         self.network = network
@@ -64,8 +69,9 @@ class RankedBackend(CpuBackend):
         for communicator, is_cut in ((grid.images, False), (grid.column, True)):
             own = {name: s for name, s in shapes.items() if (name in self._axes) == is_cut}
             buckets = Buckets.of(own, bucket_bytes)
-            flat = empty_flat(buckets)
-            self._reduced.append((buckets, flat, buckets.views(flat), communicator))
+            flat = np.zeros(buckets.size, np.float32)
+            views = {name: flat[buckets.places[name]].reshape(s) for name, s in own.items()}
+            self._reduced.append((buckets, flat, views, communicator))
 
     def _open(self):
         synchronised = self.batch_norm == "synchronised"

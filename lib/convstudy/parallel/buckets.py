@@ -3,22 +3,13 @@
 
 A bucket's all-reduce is begun when the last of its gradients is there, and goes on while those of
 earlier layers are still computed. It is the same code for NumPy arrays over MPI and for a GPU's
-over NCCL, which wants this of the step that computes them:
-
-- its gradients are the views that `Buckets.views` gives of one flat float32 array on the device;
-- where it enqueues its work (for a graph: while it is captured) it calls ``ready(name)`` just
-  after the kernels that write ``views[name]``, on the stream that they are in;
-- it calls ``finish()`` before whatever reads the sums: the norm, and the optimiser.
-
-`Nccl` then begins each all-reduce on a stream beside, after an event in the step's own stream, and
-`finish` lets the step's stream wait for it: both become edges of the graph, and a replay overlaps
-them as the first run did.
+over NCCL, which begins each all-reduce on a stream beside, after an event in the step's own stream;
+`Reduction.finish` lets the step's stream wait for it. Where the step is captured, both become edges
+of the graph, and a replay overlaps them as the first run did.
 """
 
 import math
 from dataclasses import dataclass
-
-import numpy as np
 
 BUCKET_BYTES = 16 * 2**20
 # Nothing hides the last one: it is whole when the backward pass is done.
@@ -32,26 +23,21 @@ class Buckets:
 
     Attributes
     ----------
-    shapes : dict of str to tuple
-        Of the gradients, in the order in which the backward pass makes them.
     places : dict of str to slice
-        Of each in the flat array.
+        Of each in the flat array, in the order in which the backward pass makes them.
     parts : tuple of slice
-        Of the flat array, one a bucket, in order and without gaps.
+        Of the flat array, one a bucket, in that order and without gaps.
     members : tuple of tuple of str
         The names in each bucket.
     """
 
-    shapes: dict
     places: dict
     parts: tuple
     members: tuple
 
     @classmethod
     def of(cls, shapes, most=BUCKET_BYTES, last=LAST_BYTES):
-        """Cut gradients into buckets of at most `most` bytes, and the last one of at most `last`.
-
-        What is larger alone has a bucket to itself.
+        """Put gradients of these shapes side by side, and cut them as `lying` does.
 
         Examples
         --------
@@ -61,35 +47,44 @@ class Buckets:
         >>> cut.parts
         (slice(0, 10, None), slice(10, 12, None))
         """
+        places, at = {}, 0
+        for name, shape in shapes.items():
+            places[name] = slice(at, at + math.prod(shape))
+            at = places[name].stop
+        return cls.lying(places, most, last)
+
+    @classmethod
+    def lying(cls, places, most=BUCKET_BYTES, last=LAST_BYTES):
+        """Cut gradients into buckets of at most `most` bytes, and the last one of at most `last`.
+
+        What is larger alone has a bucket to itself.
+
+        Parameters
+        ----------
+        places : dict of str to slice
+            In the order in which the backward pass makes them, each beside the one before: all
+            above it, or all below.
+        """
         if min(most, last) < _ITEM_BYTES:
             raise ValueError(
                 f"Buckets: a bucket holds at least one number of {_ITEM_BYTES} bytes, "
                 f"got most={most} and last={last}"
             )
-        places, at = {}, 0
-        for name, shape in shapes.items():
-            places[name] = slice(at, at + math.prod(shape))
-            at = places[name].stop
         # From the end, so that the last bucket is the one that is small.
         members, limit = [[]], min(last, most)
-        for name in reversed(shapes):
-            held = places[members[-1][-1]].stop - places[name].start if members[-1] else 0
-            if held * _ITEM_BYTES > limit:
+        for name in reversed(places):
+            part = _around(places, [name, *members[-1]])
+            if members[-1] and (part.stop - part.start) * _ITEM_BYTES > limit:
                 members.append([])
                 limit = most
             members[-1].insert(0, name)
         members = tuple(tuple(each) for each in reversed(members) if each)
-        parts = tuple(slice(places[m[0]].start, places[m[-1]].stop) for m in members)
-        return cls(dict(shapes), places, parts, members)
+        return cls(dict(places), tuple(_around(places, each) for each in members), members)
 
     @property
     def size(self):
         """Numbers in the flat array."""
-        return self.parts[-1].stop if self.parts else 0
-
-    def views(self, flat):
-        """Return each gradient's part of a flat array, in its own shape."""
-        return {name: flat[self.places[name]].reshape(s) for name, s in self.shapes.items()}
+        return max((part.stop for part in self.parts), default=0)
 
 
 class Reduction:
@@ -107,6 +102,11 @@ class Reduction:
         self._missing = [set(members) for members in buckets.members]
         self._of = {name: i for i, members in enumerate(buckets.members) for name in members}
         self._begun = []
+
+    @property
+    def requests(self):
+        """The all-reduces begun so far, in the buckets' order."""
+        return tuple(self._begun)
 
     def ready(self, name):
         """Take note that a gradient is in its place; begin what can be begun.
@@ -141,6 +141,6 @@ class Reduction:
             request.wait()
 
 
-def empty_flat(buckets):
-    """Return room for all gradients on the CPU."""
-    return np.zeros(buckets.size, np.float32)
+def _around(places, names):
+    """Return the slice that those of `names` are together."""
+    return slice(min(places[n].start for n in names), max(places[n].stop for n in names))

@@ -7,6 +7,7 @@ and `receive` by two of them.
 """
 
 import pickle
+import time
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -35,22 +36,30 @@ class Request(ABC):
     def wait(self):
         """Return when it is done; on a GPU, let what is asked for from now on begin after it."""
 
+    @property
+    @abstractmethod
+    def span(self):
+        """When it began and ended: `time.perf_counter`'s seconds; on a GPU, two events."""
+
 
 class Communicator(ABC):
     """A group of ranks.
 
     Arrays are C-contiguous; where methods change them, they do so in place. On a GPU every method
-    but `wait`, `exchange`, `tell` and `barrier` returns before it is done, in the order of the
+    but `settle`, `exchange`, `tell` and `barrier` returns before it is done, in the order of the
     current stream.
 
     Attributes
     ----------
     rank, size : int
         This rank's number, from 0, and how many there are.
+    patience_s : float
+        How long a rank waits for the others before it gives up: one that was stopped never comes.
     """
 
     rank: int
     size: int
+    patience_s = 600.0
 
     @abstractmethod
     def start_all_reduce(self, array, operation="sum"):
@@ -96,6 +105,10 @@ class Communicator(ABC):
     @abstractmethod
     def abort(self, reason):
         """Say why on standard error, and end every rank: nothing that waits goes on waiting."""
+
+    @abstractmethod
+    def settle(self):
+        """Return when all that was asked for on the current stream is done."""
 
     # ---- a few words, rather than numbers
 
@@ -203,16 +216,26 @@ class Alone(Communicator):
     def split(self, color):
         return self
 
+    def settle(self):
+        pass
+
     def abort(self, reason):
         raise SystemExit(f"convstudy: {reason}")
 
 
 class _Done(Request):
+    def __init__(self):
+        self._at = time.perf_counter()
+
     def advance(self):
         return True
 
     def wait(self):
         pass
+
+    @property
+    def span(self):
+        return self._at, self._at
 
 
 def check_operation(operation):

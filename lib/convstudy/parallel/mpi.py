@@ -19,9 +19,7 @@ from convstudy.parallel.communicator import (
     check_operation,
 )
 
-# How long ranks wait for each other before they give up: one that was stopped never comes.
 PATIENCE_VARIABLE = "CONVSTUDY_PATIENCE_S"
-PATIENCE_S = 600.0
 # A rank that waits asks again after so long at most. The first questions come without a pause.
 _LONGEST_PAUSE_S = 1e-3
 _QUESTIONS_AT_ONCE = 20
@@ -41,8 +39,7 @@ class Mpi(Communicator):
     communicator : mpi4py.MPI.Comm, optional
         All ranks, if not given.
     patience_s : float, optional
-        How long to wait for the other ranks; `PATIENCE_S` if neither given nor in the environment
-        variable `PATIENCE_VARIABLE`.
+        By default what the environment variable `PATIENCE_VARIABLE` says.
 
     Raises
     ------
@@ -95,6 +92,9 @@ class Mpi(Communicator):
     def barrier(self):
         self._request(self._comm.Ibarrier(), "barrier").wait()
 
+    def settle(self):
+        pass  # there are no streams: each call has returned when it was done
+
     def split(self, color):
         return Mpi(self._comm.Split(color, self.rank), self.patience_s)
 
@@ -121,13 +121,19 @@ class _Begun(Request):
     def __init__(self, request, patience_s, overdue, finish):
         self._request, self._patience_s = request, patience_s
         self._overdue, self._finish = overdue, finish
+        self._began, self._ended = time.perf_counter(), None
 
     def advance(self):
         if self._request is not None and self._request.Test():
             self._request = None
             if self._finish:
                 self._finish()
+            self._ended = time.perf_counter()
         return self._request is None
+
+    @property
+    def span(self):
+        return self._began, self._ended
 
     def wait(self):
         asked, until = 0, time.monotonic() + self._patience_s
@@ -157,7 +163,7 @@ def _opened(patience_s):
 def _patience():
     word = os.environ.get(PATIENCE_VARIABLE, "")
     try:
-        patience = float(word or PATIENCE_S)
+        patience = float(word or Mpi.patience_s)
     except ValueError:
         patience = 0
     if not patience > 0:

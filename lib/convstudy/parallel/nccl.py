@@ -1,78 +1,103 @@
 # SPDX-License-Identifier: MIT
-"""Ranks that are GPUs, and talk by NCCL: over NVLink on one machine, over the network beyond.
+"""Ranks that are processes with a GPU each, and talk by NCCL: over NVLink, or over a network.
 
-Either one process drives several GPUs (`open_here`), as a notebook does, or each process drives
-one and MPI carries their words (`open_ranks`), as under ``mpiexec``. Everything is enqueued: on
-the current stream of the rank's GPU, but for `Nccl.start_all_reduce`, which has a stream of its
-own beside it. So a backward pass goes on while gradients that are ready are added up; where the
-current stream is being captured into a graph, the stream beside is captured with it.
+MPI carries their words, and starts them. All else is enqueued on the current stream of the rank's
+GPU, but for `Nccl.start_all_reduce`, which has a stream of its own beside it: so a backward pass
+goes on while gradients that are ready are added up. Where the current stream is being captured
+into a graph, the stream beside is captured with it.
 """
 
+import time
+
 from convstudy.parallel.communicator import (
-    Alone,
     Communicator,
+    OverdueError,
     RanksError,
     Request,
     check_operation,
 )
 
-
-def open_here(devices):
-    """Return the communicators of several GPUs that this process drives, one for each.
-
-    What all ranks do has to be done for all of them inside one `group`, or NCCL waits for those
-    that are still to come; `start_all_reduce_on` does.
-
-    Parameters
-    ----------
-    devices : sequence of Device
-        GPUs.
-    """
-    cupy, nccl = _modules()
-    opened = nccl.NcclCommunicator.initAll([device.index for device in devices])
-    return [
-        Nccl(cupy, nccl, each, device, Alone())
-        for each, device in zip(opened, devices, strict=True)
-    ]
+_PAUSE_S = 2e-4
+# A rank that has nothing to wait for is not kept from it by the pause.
+_QUESTIONS_AT_ONCE = 200
 
 
-def open_ranks(words, device):
-    """Return the communicator of this process's GPU and those of all other ranks.
+def own_gpu(words, devices):
+    """Return the GPU of this rank: as many-th of its machine as the rank is among those there.
 
     Parameters
     ----------
     words : Communicator
         Of processes, such as `Mpi`.
-    device : Device
-        This rank's GPU, which no other rank has.
+    devices : sequence of Device
+        All GPUs of this machine.
+
+    Raises
+    ------
+    RanksError
+        Where a machine has more ranks than GPUs.
     """
-    cupy, nccl = words.together(_modules)
-    unique_id = words.tell(nccl.get_unique_id() if words.rank == 0 else None)
-    with cupy.cuda.Device(device.index):
-        opened = nccl.NcclCommunicator(words.size, unique_id, words.rank)
-    return Nccl(cupy, nccl, opened, device, words)
+    import platform
+
+    hosts = words.exchange(platform.node())
+    place = hosts[: words.rank].count(hosts[words.rank])
+
+    def choose():
+        if place >= len(devices):
+            raise ValueError(
+                f"{hosts.count(hosts[words.rank])} ranks were started on a machine with "
+                f"{len(devices)} GPU{'s' * (len(devices) != 1)}; start one for each GPU, and let "
+                "each see all of them"
+            )
+        return devices[place]
+
+    return words.together(choose)
 
 
 class Nccl(Communicator):
-    """One GPU among several; made by `open_here` or `open_ranks`. Arrays are CuPy's.
+    """One GPU among several. Arrays are CuPy's; all ranks make theirs at the same time.
+
+    Parameters
+    ----------
+    words : Communicator
+        Of the processes, such as `Mpi`.
+    device : Device
+        This rank's GPU, which no other rank has.
 
     Attributes
     ----------
     device : Device
     beside : cupy.cuda.Stream
         Where `start_all_reduce` does its work.
+    timed : bool
+        Whether requests know when they began and ended; not within a graph.
+
+    Raises
+    ------
+    RanksError
+        Where CuPy, or NCCL, is not installed.
     """
 
-    def __init__(self, cupy, nccl, opened, device, words):
-        self._cupy, self._nccl, self._opened = cupy, nccl, opened
+    timed = False
+
+    def __init__(self, words, device):
+        self._cupy, self._nccl = words.together(_modules)
         self.device, self._talk = device, words
-        self.rank, self.size = opened.rank_id(), opened.size()
-        with cupy.cuda.Device(device.index):
-            self.beside = cupy.cuda.Stream(non_blocking=True)
+        self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
+        unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
+        with self._cupy.cuda.Device(device.index):
+            self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
+            self.beside = self._cupy.cuda.Stream(non_blocking=True)
 
     def start_all_reduce(self, array, operation="sum"):
-        (request,) = start_all_reduce_on([self], [array], operation)
-        return request
+        check_operation(operation)
+        how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
+        self.beside.wait_event(self._mark(self._here()))
+        began = self._mark(self.beside, self.timed)
+        self._opened.allReduce(
+            *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
+        )
+        return _Enqueued(self, began, self._mark(self.beside, self.timed))
 
     def broadcast(self, array, root=0):
         self._opened.broadcast(*self._pair(array, array), array.size, *self._how(array, root))
@@ -94,18 +119,43 @@ class Nccl(Communicator):
         return array
 
     def barrier(self):
-        self._here().synchronize()
+        self.settle()
         self._talk.barrier()
 
     def split(self, color):
-        return open_ranks(self._talk.split(color), self.device)
+        return Nccl(self._talk.split(color), self.device)
 
     def abort(self, reason):
-        self._opened.abort()
         self._talk.abort(reason)
 
-    def check(self):
-        """Raise RanksError where NCCL has lost another rank: what waits for it never ends."""
+    def settle(self):
+        """Return when all that was asked for is done.
+
+        Raises
+        ------
+        RanksError
+            Where NCCL has lost another rank.
+        OverdueError
+            After `patience_s`: what waits for a rank that stands still never ends.
+        """
+        done = self._mark(self._here())
+        asked, until = 0, time.monotonic() + self.patience_s
+        while not done.done:
+            asked += 1
+            if asked > _QUESTIONS_AT_ONCE:
+                time.sleep(_PAUSE_S)
+                self._check()
+            if time.monotonic() > until:
+                raise OverdueError(
+                    f"rank {self.rank} of {self.size} has waited {self.patience_s:g} s for its "
+                    "GPU, which waits for others; one of them stands still"
+                )
+
+    @property
+    def _words(self):
+        return self._talk
+
+    def _check(self):
         try:
             self._opened.check_async_error()
         except self._nccl.NcclError as error:
@@ -114,12 +164,14 @@ class Nccl(Communicator):
                 "NCCL_DEBUG=INFO makes NCCL say more"
             ) from error
 
-    @property
-    def _words(self):
-        return self._talk
-
     def _here(self):
         return self._cupy.cuda.get_current_stream(self.device.index)
+
+    def _mark(self, stream, timed=False):
+        with self._cupy.cuda.Device(self.device.index):
+            event = self._cupy.cuda.Event(disable_timing=not timed)
+            event.record(stream)
+        return event
 
     def _pair(self, source, destination):
         return _pointer(source), _pointer(destination)
@@ -137,52 +189,12 @@ class Nccl(Communicator):
             raise TypeError(f"Nccl: it takes {' or '.join(types)}, got {array.dtype}")
         return types[array.dtype.name], *more, (stream or self._here()).ptr
 
-    def _all_reduce(self, array, operation, stream):
-        how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
-        self._opened.allReduce(
-            *self._pair(array, array), array.size, *self._how(array, how, stream=stream)
-        )
-
-
-def start_all_reduce_on(communicators, arrays, operation="sum"):
-    """Begin one all-reduce for several ranks of this process, and return their requests.
-
-    Parameters
-    ----------
-    communicators : sequence of Nccl
-    arrays : sequence of array
-        One for each rank, on its GPU.
-    operation : {"sum", "mean"}
-    """
-    check_operation(operation)
-    for each in communicators:
-        with each._cupy.cuda.Device(each.device.index):
-            each.beside.wait_event(_mark(each, each._here()))
-    with group(communicators):
-        for each, array in zip(communicators, arrays, strict=True):
-            each._all_reduce(array, operation, each.beside)
-    # Only now is it in the streams.
-    return [_Enqueued(each, _mark(each, each.beside)) for each in communicators]
-
-
-class group:
-    """A context inside which calls for several ranks of one process are one call of NCCL's."""
-
-    def __init__(self, communicators):
-        self._nccl = communicators[0]._nccl
-
-    def __enter__(self):
-        self._nccl.groupStart()
-
-    def __exit__(self, *_):
-        self._nccl.groupEnd()
-
 
 class _Enqueued(Request):
     """Work in a stream beside the current one."""
 
-    def __init__(self, communicator, done):
-        self._communicator, self._done = communicator, done
+    def __init__(self, communicator, began, done):
+        self._communicator, self._began, self._done = communicator, began, done
 
     def advance(self):
         # Within a capture nothing may be asked; NCCL needs no asking to go on.
@@ -191,13 +203,9 @@ class _Enqueued(Request):
     def wait(self):
         self._communicator._here().wait_event(self._done)
 
-
-def _mark(communicator, stream):
-    cupy = communicator._cupy
-    with cupy.cuda.Device(communicator.device.index):
-        event = cupy.cuda.Event(disable_timing=True)
-        event.record(stream)
-    return event
+    @property
+    def span(self):
+        return self._began, self._done
 
 
 def _pointer(array):

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from convstudy import recipe as recipes
+from convstudy.device import devices
 from convstudy.models.unet import UNet
-from convstudy.parallel.backend import BATCH_NORMS, RankedBackend
+from convstudy.parallel.backend import RankedBackend, check_batch_norm
 from convstudy.parallel.communicator import RanksError
+from convstudy.parallel.gpu import RankedGpuBackend
 from convstudy.parallel.grid import CUT_FROM, Grid, check_grid
+from convstudy.parallel.nccl import Nccl, own_gpu
 from convstudy.source import tree_sha256
 from convstudy.train.checkpoints import Checkpoints
 from convstudy.train.trainer import DivergedError
@@ -41,8 +44,7 @@ class Sharing:
     cut_from: int = CUT_FROM
 
     def __post_init__(self):
-        if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(f"batch_norm={self.batch_norm}: take {' or '.join(BATCH_NORMS)}")
+        check_batch_norm(self.batch_norm)
 
     @classmethod
     def taken(cls, given):
@@ -137,10 +139,15 @@ def open_trainer(recipe, sharing, communicator, progress=None):
     ranks.together(lambda: _check(recipe, sharing, ranks.size))
     grid = Grid(ranks, sharing.model, sharing.cut_from)
 
-    def backend(network, _):
-        return RankedBackend(
-            *(network, grid, recipe.batch, recipe.optimizer),
-            *(dict(recipe.rule), recipe.clip or None, sharing.batch_norm),
+    rule = recipe.optimizer, dict(recipe.rule), recipe.clip or None
+    gpus = _gpus(ranks) if recipe.execution == "gpu" else None
+
+    def backend(network, size):
+        if gpus is None:
+            return RankedBackend(network, grid, recipe.batch, *rule, sharing.batch_norm)
+        shape = recipe.batch, network.n_channels, *size
+        return RankedGpuBackend(
+            *(network, grid, gpus, shape, recipe.precision, *rule, sharing.batch_norm)
         )
 
     def open_own():
@@ -164,11 +171,16 @@ def facts(recipe, sharing):
     }
 
 
+def _gpus(ranks):
+    """Return what the ranks' GPUs talk by."""
+    return Nccl(ranks, own_gpu(ranks, devices()))
+
+
 def _check(recipe, sharing, ranks):
-    if recipe.execution != "cpu":
+    if recipe.execution == "gpu" and sharing.model > 1:
         raise ValueError(
-            f"execution={recipe.execution}: several ranks train on CPUs; take execution=cpu, or "
-            "start one rank"
+            f"model={sharing.model}: GPUs share images, and no layers; take model=1, or "
+            "execution=cpu"
         )
     check_grid(ranks, sharing.model, sharing.cut_from)
 

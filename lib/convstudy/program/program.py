@@ -86,7 +86,7 @@ class Builder:
 
     def __init__(self, device):
         self.device = device
-        self._steps, self._marks = [], []
+        self._steps, self._marks, self._touched = [], [], []
 
     def buffer(self, size, dtype=np.float32, kept=False):
         """Return a new `Buffer`."""
@@ -108,14 +108,23 @@ class Builder:
         for step, chosen in launch.steps:
             self._steps.append((step, [None if i is None else places[i] for i in chosen]))
 
-    def mark(self, name):
-        """Name this place: whoever runs the program may do something when it is reached."""
-        self._marks.append((len(self._steps), name))
+    def mark(self, name, *touched):
+        """Name this place: whoever runs the program may do something when it is reached.
+
+        Parameters
+        ----------
+        name : str
+        *touched : Buffer
+            What that reads or writes: both hold something before this place, and after.
+        """
+        here = len(self._steps)
+        self._marks.append((here, name))
+        self._touched += [(step, each) for each in touched for step in (here - 1, here)]
 
     def finish(self):
         """Return the `Program`."""
         steps = tuple((launch, tuple(at)) for launch, at in self._steps)
-        return Program(self.device, steps, tuple(self._marks))
+        return Program(self.device, steps, tuple(self._marks), tuple(self._touched))
 
 
 def _place(array):
@@ -137,6 +146,8 @@ class Program:
     steps : tuple of (Launch, tuple of (Buffer, int) or None)
     marks : tuple of (int, str)
         Names of places, each with the number of steps before it.
+    touched : tuple of (int, Buffer)
+        What is used at a mark, with the numbers of the steps before and after it.
     arena_bytes, kept_bytes : int
         What is allocated for the buffers that share memory, and for those that are kept.
     allocated_bytes : int
@@ -148,16 +159,21 @@ class Program:
     device: object
     steps: tuple
     marks: tuple = ()
+    touched: tuple = ()
     arena_bytes: int = field(init=False)
     kept_bytes: int = field(init=False)
     least_bytes: int = field(init=False)
 
     def __post_init__(self):
         spans = {}
-        for i, (_, places) in enumerate(self.steps):
-            for buffer, _ in filter(None, places):
-                first, _ = spans.get(buffer, (i, i))
-                spans[buffer] = first, i
+        uses = [
+            (i, buffer)
+            for i, (_, places) in enumerate(self.steps)
+            for buffer, _ in filter(None, places)
+        ]
+        for i, buffer in (*uses, *self.touched):
+            first, last = spans.get(buffer, (i, i))
+            spans[buffer] = min(first, i), max(last, i)
         self._kept = [buffer for buffer in spans if buffer.kept]
         self._shared = [buffer for buffer in spans if not buffer.kept]
         lifetimes = [arena.Lifetime(b.nbytes, *spans[b]) for b in self._shared]

@@ -17,6 +17,9 @@ from convstudy.program.weights import Layout
 from convstudy.train import flat, loss_nhwc
 from convstudy.train.optimizers import OPTIMIZERS
 
+# Marks: the loss is taken; all gradients are there; all is done.
+LOSS, SUMS, END = "loss", "sums", "end"
+
 _MOMENTUM = 0.1
 
 
@@ -46,11 +49,21 @@ class Step:
     clip : float or None
         The most that the norm of all gradients may be.
     device : Device
+    ranks : int
+        Who trains on one batch together, each with a step like this one and images of its own.
+        The loss is that of them all, and gradients are what these images add to it.
+    synchronised : bool
+        Whether norms take the statistics of all ranks' images, or each of its own.
 
     Attributes
     ----------
     program : Program
-        At the mark ``ready <name>`` the gradient of that parameter is complete.
+        At the mark ``ready <name>`` the gradient of that parameter is complete; at `SUMS` all
+        are, and from there on they are taken for the sums over all ranks. Forward ends at `LOSS`,
+        and all at `END`.
+    gathers : dict of str to (Buffer, Buffer)
+        By mark, what each rank has there, and where it is taken to have come from all, in their
+        order, when the program goes on.
     layout, running : Layout
         Of the trained parameters, and of the norms' running statistics.
     weights, gradients, statistics : Buffer
@@ -62,7 +75,18 @@ class Step:
         classes, (N, H, W) int32.
     """
 
-    def __init__(self, network, shape, precision, optimizer, options, clip, device):
+    def __init__(
+        self,
+        network,
+        shape,
+        precision,
+        optimizer,
+        options,
+        clip,
+        device,
+        ranks=1,
+        synchronised=True,
+    ):
         low = self._low = Lowering(network, shape, precision, device)
         builder = self._builder = low.builder
         self.images = low.images
@@ -81,13 +105,18 @@ class Step:
         self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
         self._dtype = low.dtype.name
         self._kept, self._arrives = {}, {}
+        self.ranks, self.gathers = ranks, {}
+        self._together = ranks if synchronised else 1
 
         for operation in low.operations:
             _FORWARD[type(operation)](self, operation)
         self._take_loss()
+        builder.mark(LOSS)
         for operation in reversed(low.operations):
             _BACKWARD[type(operation)](self, operation)
+        builder.mark(SUMS)
         self._optimise(optimizer, options, clip)
+        builder.mark(END)
         self.program = builder.finish()
 
     @property
@@ -117,6 +146,23 @@ class Step:
         rows = part_rows(count, channels, self._dtype, self._low.device)
         return rows, math.ceil(count / rows)
 
+    def _even_rows(self, count, channels):
+        """Return the same, of parts that are as large on every rank: the last one, too."""
+        rows, _ = self._rows(count, channels)
+        if self._together > 1:
+            rows = next((each for each in range(rows, count) if count % each == 0), count)
+        return rows, math.ceil(count / rows)
+
+    def _gathered(self, parts, ranks):
+        """Return the parts of so many ranks, and how many times as many these are."""
+        if ranks == 1:
+            return parts
+        every = self._builder.buffer(ranks * parts.size)
+        name = f"gather {len(self.gathers)}"
+        self._builder.mark(name, parts, every)
+        self.gathers[name] = parts, every
+        return every
+
     # ---- forward ---------------------------------------------------------------------------------
     def _convolution(self, op):
         low, run = self._low, self._builder.run
@@ -134,13 +180,14 @@ class Step:
         )
         problem = low.problem(x.shape, k, (r, s), padding=op.padding)
         low.convolve("fprop", problem, x, self._filters(op.w), None, kept.y)
-        rows, count = self._rows(z.pixels, k)
+        rows, count = self._even_rows(z.pixels, k)
         parts = self._builder.buffer(count * 2 * k)
         run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
         weight, bias, mean, var = op.norm
+        every, pixels = self._gathered(parts, self._together), self._together * z.pixels
         run(
-            norm_nhwc.launch_statistics(z.pixels, k, rows, op.eps, _MOMENTUM),
-            *(parts, self._weight(weight), self._weight(bias)),
+            norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM),
+            *(every, self._weight(weight), self._weight(bias)),
             *(self._running(mean), self._running(var), kept.statistics, kept.factors),
         )
         pooled = low.lies[op.pooled] if op.pooled else None
@@ -177,7 +224,8 @@ class Step:
         parts = self._builder.buffer(3 * count)
         given = self._logits, self.masks
         run(loss_nhwc.launch_loss_parts(pixels, classes, rows, "int32"), *given, parts)
-        run(loss_nhwc.launch_loss(pixels, count), parts, self.loss)
+        every = self._gathered(parts, self.ranks)
+        run(loss_nhwc.launch_loss(self.ranks * pixels, self.ranks * count), every, self.loss)
         launch = loss_nhwc.launch_loss_dgrad(pixels, classes, "int32")
         run(launch, *given, self.loss, self._logits)
 
@@ -217,11 +265,21 @@ class Step:
         launch = norm_nhwc.launch_norm_dgrad_parts(y.shape, self._dtype, rows, **options, **pitches)
         run(launch, dz, dpooled, y, kept.factors, kept.statistics, parts)
         weight, bias, _, _ = op.norm
+        given = kept.statistics, kept.factors
         run(
             norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count),
-            *(parts, kept.statistics, kept.factors),
-            *(self._gradient(weight), self._gradient(bias), coefficients),
+            *(parts, *given, self._gradient(weight), self._gradient(bias), coefficients),
         )
+        if self._together > 1:
+            # The norm's own gradients are of these images, as all are; what the statistics take
+            # back is of all ranks' images, and so its sums, which are of no other use.
+            every, sums = self._gathered(parts, self._together), self._builder.buffer(2 * k)
+            run(
+                norm_nhwc.launch_norm_dgrad_sums(
+                    self._together * y.pixels, k, self._together * count
+                ),
+                *(every, *given, sums, (sums, k), coefficients),
+            )
         # The gradient of y takes y's place: nobody reads that any more.
         launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
         run(launch, dz, dpooled, y, kept.factors, coefficients, y)

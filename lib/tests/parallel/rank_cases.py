@@ -10,6 +10,7 @@ import traceback
 
 import numpy as np
 
+from convstudy.device import EMULATOR
 from convstudy.models.unet import UNet
 from convstudy.nn.tape import TapeOps
 from convstudy.parallel import launch
@@ -17,7 +18,9 @@ from convstudy.parallel.backend import RankedBackend
 from convstudy.parallel.buckets import Buckets, Reduction
 from convstudy.parallel.channels import gather, scatter_sum
 from convstudy.parallel.communicator import RanksError, described
+from convstudy.parallel.gpu import RankedGpuBackend
 from convstudy.parallel.grid import Grid
+from convstudy.program.backend import GpuBackend
 from convstudy.tolerance import assert_close
 from convstudy.train.backend import CpuBackend
 from convstudy.train.losses import cross_entropy_dice
@@ -147,7 +150,7 @@ def buckets_are_added_up_as_they_become_whole(ranks):
     shapes = {"d": (3, 5), "c": (7,), "b": (2, 2, 2), "a": (4,)}
     buckets = Buckets.of(shapes, most=64, last=32)
     flat = np.zeros(buckets.size, np.float32)
-    views = buckets.views(flat)
+    views = {name: flat[buckets.places[name]].reshape(s) for name, s in shapes.items()}
     for _ in range(2):
         reduction = Reduction(buckets, flat, ranks)
         for i, name in enumerate(("c", "d", "b", "a")):  # not quite in order
@@ -285,6 +288,72 @@ def a_state_goes_from_any_ranks_to_any_others(ranks):
         backend.step(images[grid.share(4)], masks[grid.share(4)], 0.01)
 
 
+# ---- the GPU's step, on the emulator
+
+
+def emulated(ranks, n, batch_norm, width=4, **options):
+    network = UNet.initialised(3, width=width)
+    return RankedGpuBackend(
+        *(network, Grid(ranks), ranks, (n, 3, 32, 32), "fp32", "sgd"),
+        **{"batch_norm": batch_norm, "device": EMULATOR, "clip": 0.5} | options,
+    )
+
+
+@case
+def a_gpus_step_on_ranks_is_that_of_one(ranks):
+    """The loss, what is trained and the running statistics; and every rank has the same bits."""
+    if ranks.size > 2:
+        return  # every rank runs on the emulator, which fills a core
+    images, masks = batch(4, (32, 32))
+    alone = GpuBackend(
+        *(UNet.initialised(3, width=4), (4, 3, 32, 32), "fp32", "sgd"), clip=0.5, device=EMULATOR
+    )
+    backend = emulated(ranks, 4, "synchronised", bucket_bytes=4096)
+    own = backend.grid.share(4)
+    expected = alone.step(images, masks.astype(np.int32), 0.01)
+    ours = backend.step(images[own], masks[own].astype(np.int32), 0.01)
+    for got, want in zip(ours, expected, strict=True):
+        assert abs(got - want) < 1e-4 * abs(want), (got, want)
+    state, content = backend.state(), b""
+    for name, array in alone.state().items():
+        scale = np.abs(array).max() + 1e-3
+        assert np.abs(state[name] - array).max() < 1e-4 * scale, name
+        content += state[name].tobytes()
+    assert len(set(ranks.exchange(content))) == 1
+    logits = backend.predict(images[:3])
+    assert_close(logits, alone.predict(images[:3]), *[100 * t for t in backend.network.terms()])
+    events = backend.timeline()
+    whats = [event["what"] for event in events]
+    assert whats[:4] == ["forward", "backward", "wait", "update"]
+    assert whats[4:] == ["all-reduce"] * len(backend._buckets.parts)
+    assert all(0 <= event["start_s"] <= event["stop_s"] for event in events)
+
+
+@case
+def a_gpus_norms_can_be_each_ranks_own(ranks):
+    """Gradients are then the sums of what each image's own statistics give; runs repeat."""
+    if ranks.size > 2:
+        return
+    images, masks = batch(4, (32, 32))
+    contents = []
+    for _ in range(2):
+        backend = emulated(ranks, 4, "local", bucket_bytes=4096)
+        own = backend.grid.share(4)
+        backend.step(images[own], masks[own].astype(np.int32), 0.0)
+        contents.append(backend._get(backend._step.gradients).tobytes())
+    assert contents[0] == contents[1]
+    assert len(set(ranks.exchange(contents[0]))) == 1
+    cpu = opened(Grid(ranks), 4, batch_norm="local")
+    cpu._tape.training = cpu._tape.recording = True
+    found = cpu.network.apply(images[own], cpu._tape)
+    _, dfound, _ = cross_entropy_dice(found, masks[own], cpu._total)
+    expected, _ = cpu._gradients(dfound)
+    ours = backend.gradients()
+    sizes = [np.linalg.norm(each) for each in expected.values()]
+    errors = [np.linalg.norm(ours[name] - each) for name, each in expected.items()]
+    assert np.linalg.norm(errors) < 1e-4 * np.linalg.norm(sizes)
+
+
 @case
 def what_ranks_cannot_share_is_refused(ranks):
     for fault, wrong in (
@@ -292,6 +361,7 @@ def what_ranks_cannot_share_is_refused(ranks):
         ("levels are numbered 0 to 4", lambda: Grid(ranks, 2, 5)),
         ("each needs an image", lambda: opened(Grid(ranks), ranks.size - 1)),
         ("cannot share evenly", lambda: opened(Grid(ranks, 2, 0), 4, width=1)),
+        ("shared evenly", lambda: emulated(ranks, ranks.size + 1, "local")),
         ("batch_norm=none", lambda: opened(Grid(ranks), 4, batch_norm="none")),
         ("pass those of grid.share", lambda: opened(Grid(ranks), 8).step(*batch(8), 0.1)),
     ):
