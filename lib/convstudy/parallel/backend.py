@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What trains a network on several ranks: each with some of the images, or of the layers."""
 
+import itertools
 import math
+import time
 
 import numpy as np
 
@@ -63,6 +65,7 @@ class RankedBackend(CpuBackend):
         self._counts_of_batch = grid.counts(batch)
         self.network = network
         super().__init__(network, optimizer, options, clip)
+        self._notes, self._begun = None, ()
         # Those of cut layers are whole in the row already, and have their buckets to themselves.
         shapes = {name: self._trained[name].shape for name in reversed(network.trained)}
         self._reduced = []
@@ -101,11 +104,34 @@ class RankedBackend(CpuBackend):
             self._mean_statistics()
         return outcome
 
+    def timeline(self, images, masks, rate):
+        """Train as `step` does, and return when this rank did what.
+
+        Returns
+        -------
+        list of dict
+            what : "forward", "backward", "wait" (for gradients that are still on their way),
+            "update", or "all-reduce" (of a bucket, beside these, until it was seen to be done);
+            start_s, stop_s : float, seconds after the step began.
+        """
+        self._notes = {"start": time.perf_counter()}
+        try:
+            self.step(images, masks, rate)
+            self._note("update")
+            return events(self._notes, self._begun, lambda start, stop: stop - start)
+        finally:
+            self._notes = None
+
+    def _note(self, what):
+        if self._notes is not None:
+            self._notes[what] = time.perf_counter()
+
     def _begin(self, batch):
         if self._axes:
             self._tape.counts = self.grid.row_counts(batch)
 
     def _gradients(self, dlogits):
+        self._note("forward")
         reductions, gradients = [], {}
         for buckets, flat, views, communicator in self._reduced:
             reductions.append((views, Reduction(buckets, flat, communicator)))
@@ -117,8 +143,11 @@ class RankedBackend(CpuBackend):
             reduction.ready(name)
 
         self._tape.backward(dlogits, ready)
+        self._note("backward")
         for _, reduction in reductions:
             reduction.finish()
+        self._begun = [each for _, reduction in reductions for each in reduction.requests]
+        self._note("wait")
         return gradients, self._norm(gradients) if self._axes else None
 
     def _norm(self, gradients):
@@ -178,3 +207,24 @@ class RankedBackend(CpuBackend):
     def needs_bytes(self, n, h, w):
         slots = len(self.optimizer.slots)
         return memory.tape_bytes(self.network, n * self.grid.row.size, h, w, slots)
+
+
+def events(notes, requests, seconds):
+    """Return the events of a timeline.
+
+    Parameters
+    ----------
+    notes : dict of str to object
+        What was done, and when; the first is the beginning.
+    requests : sequence of Request
+    seconds : callable
+        ``seconds(start, stop)`` is the time between two notes.
+    """
+    names = list(notes)
+    spans = [(name, notes[before], notes[name]) for before, name in itertools.pairwise(names)]
+    spans += [("all-reduce", *request.span) for request in requests]
+    first = notes[names[0]]
+    return [
+        {"what": what, "start_s": seconds(first, start), "stop_s": seconds(first, stop)}
+        for what, start, stop in spans
+    ]

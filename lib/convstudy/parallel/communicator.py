@@ -75,6 +75,10 @@ class Communicator(ABC):
         return array
 
     @abstractmethod
+    def bare_all_reduce(self, array):
+        """Make `array` the ranks' sum by what carries it alone: what `all_reduce` is held to."""
+
+    @abstractmethod
     def broadcast(self, array, root=0):
         """Make `array` what it is on rank `root`, and return it."""
 
@@ -194,6 +198,9 @@ class Alone(Communicator):
     def start_all_reduce(self, array, operation="sum"):
         check_operation(operation)
         return _Done()
+
+    def bare_all_reduce(self, array):
+        pass
 
     def broadcast(self, array, root=0):
         return array

@@ -2,13 +2,12 @@
 """What trains a network on several GPUs, a rank each: images shared, gradients added up."""
 
 import contextlib
-import itertools
 import time
 
 import numpy as np
 
 from convstudy.device import array_module
-from convstudy.parallel.backend import check_batch_norm
+from convstudy.parallel.backend import check_batch_norm, events
 from convstudy.parallel.buckets import BUCKET_BYTES, Buckets, Reduction
 from convstudy.parallel.channels import gather
 from convstudy.program.backend import GpuBackend
@@ -101,8 +100,8 @@ class RankedGpuBackend(GpuBackend):
             self._gpus.settle()
         return self._outcome()
 
-    def timeline(self):
-        """Train on what was loaded, launch by launch, and return when this rank did what.
+    def timeline(self, images, masks, rate):
+        """Train on a batch as `step` does, but launch by launch; return when this rank did what.
 
         Returns
         -------
@@ -111,6 +110,7 @@ class RankedGpuBackend(GpuBackend):
             "update", or "all-reduce" (of a bucket, beside these); start_s, stop_s : float,
             seconds after the step began.
         """
+        self.load(images, masks, rate)
         if not self._is_warm:
             self._warm_up()
         self._is_new, self._notes = True, {}
@@ -120,7 +120,7 @@ class RankedGpuBackend(GpuBackend):
                 self._note("start")
                 self.program.run(checked=False, reached=self._reached)
                 self._gpus.settle()
-            return _events(self._notes, self._begun, self._seconds)
+            return events(self._notes, self._begun, self._seconds)
         finally:
             self._gpus.timed, self._notes = False, None
 
@@ -205,15 +205,3 @@ def _places(layout, network):
     return {
         name: slice(layout.slots[name].offset, stops[name]) for name in reversed(network.trained)
     }
-
-
-def _events(notes, requests, seconds):
-    """Return the events of a timeline; ``seconds(start, stop)`` is the time between two notes."""
-    names = list(notes)
-    spans = [(name, notes[before], notes[name]) for before, name in itertools.pairwise(names)]
-    spans += [("all-reduce", *request.span) for request in requests]
-    first = notes[names[0]]
-    return [
-        {"what": what, "start_s": seconds(first, start), "stop_s": seconds(first, stop)}
-        for what, start, stop in spans
-    ]

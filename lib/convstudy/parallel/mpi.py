@@ -20,9 +20,9 @@ from convstudy.parallel.communicator import (
 )
 
 PATIENCE_VARIABLE = "CONVSTUDY_PATIENCE_S"
-# A rank that waits asks again after so long at most. The first questions come without a pause.
-_LONGEST_PAUSE_S = 1e-3
-_QUESTIONS_AT_ONCE = 20
+# A rank that waits asks again and again at first, and then after a pause.
+_BUSY_S = 5e-4
+_PAUSE_S = 2e-4
 # The launcher hears what ranks say beside that they end, and what it has not heard by then is lost.
 _LAST_WORDS_S = 0.5
 
@@ -31,8 +31,8 @@ class Mpi(Communicator):
     """The ranks of an MPI communicator; arrays are NumPy's.
 
     MPI waits busily, which takes a core from a rank that works where there are more ranks than
-    cores. So everything here is begun without waiting and asked for from time to time, and a rank
-    that never comes is an error and no hang.
+    cores. So everything here is begun without waiting and asked for, after a while from time to
+    time, and a rank that never comes is an error and no hang.
 
     Parameters
     ----------
@@ -63,6 +63,9 @@ class Mpi(Communicator):
                 array[...] /= self.size
 
         return self._request(begun, "all_reduce", finish)
+
+    def bare_all_reduce(self, array):
+        self._comm.Allreduce(self._mpi.IN_PLACE, array, self._mpi.SUM)
 
     def broadcast(self, array, root=0):
         _check("broadcast", array)
@@ -136,12 +139,14 @@ class _Begun(Request):
         return self._began, self._ended
 
     def wait(self):
-        asked, until = 0, time.monotonic() + self._patience_s
+        began = time.monotonic()
         while not self.advance():
-            asked += 1
-            more = max(0, asked - _QUESTIONS_AT_ONCE)
-            time.sleep(min(_LONGEST_PAUSE_S, more * 1e-5))
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited < _BUSY_S:
+                os.sched_yield()
+            else:
+                time.sleep(_PAUSE_S)
+            if waited > self._patience_s:
                 raise self._overdue()
 
 

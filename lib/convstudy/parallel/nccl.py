@@ -99,6 +99,11 @@ class Nccl(Communicator):
         )
         return _Enqueued(self, began, self._mark(self.beside, self.timed))
 
+    def bare_all_reduce(self, array):
+        self._opened.allReduce(
+            *self._pair(array, array), array.size, *self._how(array, self._nccl.NCCL_SUM)
+        )
+
     def broadcast(self, array, root=0):
         self._opened.broadcast(*self._pair(array, array), array.size, *self._how(array, root))
         return array

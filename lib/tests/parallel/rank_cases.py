@@ -322,7 +322,7 @@ def a_gpus_step_on_ranks_is_that_of_one(ranks):
     assert len(set(ranks.exchange(content))) == 1
     logits = backend.predict(images[:3])
     assert_close(logits, alone.predict(images[:3]), *[100 * t for t in backend.network.terms()])
-    events = backend.timeline()
+    events = backend.timeline(images[own], masks[own].astype(np.int32), 0.01)
     whats = [event["what"] for event in events]
     assert whats[:4] == ["forward", "backward", "wait", "update"]
     assert whats[4:] == ["all-reduce"] * len(backend._buckets.parts)

@@ -22,7 +22,7 @@ def network_of(width):
 
 
 def test_scores_are_the_networks_and_their_order_the_images(rng):
-    network, x = network_of(2), rng.standard_normal((3, 3, 16, 19), dtype=np.float32)
+    network, x = network_of(4), rng.standard_normal((3, 3, 16, 19), dtype=np.float32)
     expected = network.forward(x, ReferenceOps())
     for devices_, streams, chunks in ((EMULATORS, 1, None), (EMULATORS[:1], 2, 3)):
         inference = ChunkedInference(network, devices_, streams, chunks, "fp32")

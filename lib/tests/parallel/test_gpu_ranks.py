@@ -72,7 +72,7 @@ def test_a_captured_step_on_one_rank_has_the_bits_of_one_gpu(one, precision, bat
         assert ranked.step(images, masks, 1e-3) == alone.step(images, masks, 1e-3)
     for name, array in alone.state().items():
         np.testing.assert_array_equal(ranked.state()[name], array, err_msg=name)
-    events = ranked.timeline()
+    events = ranked.timeline(images, masks, 1e-3)
     assert [event["what"] for event in events][:4] == ["forward", "backward", "wait", "update"]
     assert all(event["stop_s"] > event["start_s"] for event in events if event["what"] != "wait")
 

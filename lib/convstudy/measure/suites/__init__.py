@@ -14,6 +14,7 @@ from convstudy.measure.suites import (
     launching,
     learning,
     networks,
+    scaling,
     startup,
     tuning,
 )
@@ -33,6 +34,7 @@ SUITES = {
         networks,
         chunks,
         batch,
+        scaling,
         emulated,
         learning,
     )
