@@ -210,6 +210,7 @@ class _Inference:
     def __call__(self, n):
         job, ranks, network = self._job, self._ranks, _network(self._job.width)
         images, _ = _batch(job, n)
+        at_once = 1
         if job.processor == "cpu":
             backend = RankedBackend(network, self._grid, n)
             check = backend.predict(images[: ranks.size])
@@ -217,8 +218,10 @@ class _Inference:
         else:
             own = np.ascontiguousarray(images[self._grid.share(n)])
             open_one = self._from_host if job.what.endswith("host") else self._resident
+            at_once = _CHUNKS if open_one == self._from_host else 1
             check, call, settle = open_one(network, own)
             samples = _timed(ranks, call, settle, job.repeats)
+        samples = [each / at_once for each in samples]
         yield _row({"images": n, "side": "ours"}, samples, **self._checked(check, images))
 
     def _resident(self, network, own):

@@ -274,7 +274,9 @@ class Cut:
     def __str__(self):
         if self.model == 1:
             return f"{self.gpus} data"
-        kind = f"{self.model} model (levels {self.cut_from} to {LEVELS - 1})"
+        last = LEVELS - 1
+        levels = f"levels {self.cut_from} to {last}" if self.cut_from < last else f"level {last}"
+        kind = f"{self.model} model ({levels})"
         return f"{kind} x {self.columns} data" if self.columns > 1 else kind
 
 

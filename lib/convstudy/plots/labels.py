@@ -54,6 +54,17 @@ def times(ratio):
     return f"{significant(ratio)}×" if math.isfinite(ratio) else ""
 
 
+def known(value, digits=3):
+    """Return `value` to so many digits, or nothing where it is not known.
+
+    Examples
+    --------
+    >>> known(27.064), known(float("nan"))
+    ('27.1', '')
+    """
+    return significant(value, digits) if math.isfinite(value) else ""
+
+
 def many(count, thing):
     """Return ``1 GPU`` or ``2 GPUs``."""
     return f"{count} {thing}{'s' * (count != 1)}"

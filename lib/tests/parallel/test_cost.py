@@ -214,7 +214,7 @@ def test_from_where_a_second_gpu_pays(unet):
 def test_cuts_are_named_as_people_speak_of_them():
     assert str(Cut(4)) == "4 data"
     assert str(Cut(2, 2, 3)) == "2 model (levels 3 to 4)"
-    assert str(Cut(8, 2, 4)) == "2 model (levels 4 to 4) x 4 data"
+    assert str(Cut(8, 2, 4)) == "2 model (level 4) x 4 data"
 
 
 # ---- buckets

@@ -77,15 +77,17 @@ def _case(what, precision, count, options, model=1, cut_from=CUT_FROM):
 
 
 def _amounts(what, count, options, on_gpu):
-    """Return the images of all ranks together: weak scaling's, and strong scaling's one batch."""
+    """Return the images of all ranks together, so that one batch has several numbers of ranks."""
     if what == "links":
         return [*_SIZES, *(_LARGER if on_gpu else ())]
     each = numbers(options["n"] if on_gpu else options["n_cpu"])
     if what == "timeline":
         return [count * each[len(each) // 2]]
     weak = {count * n for n in each}
-    strong = {max(each)} if max(each) % count == 0 else set()
-    return sorted(weak | strong)
+    if count == 1:
+        # What two ranks share, one has alone.
+        return sorted(weak | {2 * n for n in each if 2 * n <= max(each)})
+    return sorted(weak | ({max(each)} if max(each) % count == 0 else set()))
 
 
 def _why_not(count, on_gpu):
