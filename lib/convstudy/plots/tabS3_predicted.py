@@ -211,7 +211,7 @@ def display(plotted):
             "predicted images a second": labels.significant(row["predicted_images_per_s"], 3),
             "as fast as one": f"{row['predicted_scaling']:.2f}×",
             "measured": labels.known(row["images_per_s"]),
-            "error": f"{row['error']:+.0%}" if row["error"] == row["error"] else "",
+            "error": f"{round(row['error'], 2) + 0.0:+.0%}" if row["error"] == row["error"] else "",
         }
         for row in plotted[plotted["gpus"] > 1].to_dict("records")
     )
