@@ -20,6 +20,7 @@ from convstudy.device import array_module, devices
 from convstudy.measure import pytorch, pytorch_unet
 from convstudy.measure.runner import SEED
 from convstudy.models.unet import UNet
+from convstudy.nn.reference import ReferenceOps
 from convstudy.parallel import launch
 from convstudy.parallel.backend import RankedBackend
 from convstudy.parallel.communicator import Alone
@@ -57,8 +58,8 @@ class Job:
     repeats : int
     model, cut_from : int
         As of `Grid`.
-    beside : bool
-        Whether PyTorch is timed, too.
+    is_pytorch : bool
+        Whether PyTorch does it, in place of ours.
     """
 
     what: str
@@ -70,7 +71,7 @@ class Job:
     repeats: int
     model: int = 1
     cut_from: int = CUT_FROM
-    beside: bool = False
+    is_pytorch: bool = False
 
 
 def run(count, job, timeout_s=1500):
@@ -99,18 +100,16 @@ def run(count, job, timeout_s=1500):
 
 def measure(ranks, job):
     """Return the rows of a job; on all ranks the same."""
-    gpus = Nccl(ranks, own_gpu(ranks, devices())) if _talk_by_nccl(ranks, job) else None
-    work = _WORK[job.what](ranks, gpus, job)
-    rows = [row for amount in job.images for row in work(amount)]
-    if job.beside:
+    if job.is_pytorch:
         beside = _Beside(ranks, job)
-        rows += [row for amount in job.images for row in beside(amount)]
+        rows = [row for amount in job.images for row in beside(amount)]
         beside.close()
-    return rows
-
-
-def _talk_by_nccl(ranks, job):
-    return job.processor == "gpu" and not (ranks.size == 1 and job.what.startswith("inference"))
+        return rows
+    # One GPU alone has nothing to say, and is timed without what several say it by.
+    several = job.processor == "gpu" and ranks.size > 1
+    gpus = Nccl(ranks, own_gpu(ranks, devices())) if several else None
+    work = _WORK[job.what](ranks, gpus, job)
+    return [row for amount in job.images for row in work(amount)]
 
 
 def _row(labels, samples=(), **values):
@@ -144,16 +143,24 @@ def _network(width):
 
 def _batch(job, n):
     rng = np.random.default_rng(SEED)
-    masks = rng.random((n, *job.size)) < 0.3
-    return rng.random((n, 3, *job.size), np.float32), masks.astype(np.int32)
+    images = rng.random((n, 3, *job.size), np.float32)
+    return images, (rng.random((n, *job.size)) < 0.3).astype(np.int32)
+
+
+@functools.cache
+def _expected(width, size):
+    """Return the scores of the first image of each batch, in float64."""
+    images, _ = _batch(Job("", "", "", [], width, list(size), 0), 1)
+    return _network(width).forward(images, ReferenceOps())
 
 
 class _Training:
     """Steps of training, gradients added up over the ranks."""
 
     def __init__(self, ranks, gpus, job):
-        self._ranks, self._gpus, self._job = ranks, gpus, job
+        self._ranks, self._gpus, self._job = ranks, gpus or ranks, job
         self._grid = Grid(ranks, job.model, job.cut_from)
+        self._device = _device(gpus, job)
 
     def __call__(self, n):
         backend, images, masks = self._open(n)
@@ -161,8 +168,10 @@ class _Training:
         losses = self._ranks.exchange(float(outcome.loss))
         if not np.isfinite(losses[0]) or len(set(losses)) > 1:
             raise RuntimeError(f"ranks disagree on the loss: {losses}")
-        if self._gpus is None:
+        if self._device is None:
             call, settle = lambda: backend.step(images, masks, _RATE), self._ranks.settle
+        elif self._ranks.size == 1:
+            call, settle = backend.run, lambda: _wait_for(self._device)
         else:
             call, settle = backend.run, self._gpus.settle
         samples = _timed(self._ranks, call, settle, self._job.repeats)
@@ -174,12 +183,13 @@ class _Training:
         job, grid, network = self._job, self._grid, _network(self._job.width)
         images, masks = _batch(job, n)
         own = grid.share(n)
-        if self._gpus is None:
+        if self._device is None:
             backend = RankedBackend(network, grid, n, batch_norm="local")
         else:
-            shape = n, 3, *job.size
             backend = RankedGpuBackend(
-                *(network, grid, self._gpus, shape, job.precision), batch_norm="local"
+                *(network, grid, self._gpus, (n, 3, *job.size), job.precision),
+                batch_norm="local",
+                device=self._device,
             )
         return backend, images[own], masks[own]
 
@@ -204,7 +214,7 @@ class _Inference:
 
     def __init__(self, ranks, gpus, job):
         self._ranks, self._job = ranks, job
-        self._device = gpus.device if gpus else (devices() or [None])[0]
+        self._device = _device(gpus, job)
         self._grid = Grid(ranks, job.model, job.cut_from)
 
     def __call__(self, n):
@@ -222,7 +232,7 @@ class _Inference:
             check, call, settle = open_one(network, own)
             samples = _timed(ranks, call, settle, job.repeats)
         samples = [each / at_once for each in samples]
-        yield _row({"images": n, "side": "ours"}, samples, **self._checked(check, images))
+        yield _row({"images": n, "side": "ours"}, samples, **self._checked(check))
 
     def _resident(self, network, own):
         inference = Inference(network, own.shape, self._job.precision, self._device)
@@ -238,12 +248,10 @@ class _Inference:
 
         return call()[: len(own)], call, lambda: None
 
-    def _checked(self, scores, images):
+    def _checked(self, scores):
         if self._ranks.rank:
             return {}
-        from convstudy.nn.reference import ReferenceOps
-
-        expected = _network(self._job.width).forward(images[:1], ReferenceOps())
+        expected = _expected(self._job.width, tuple(self._job.size))
         return {"error": relative_error(np.ascontiguousarray(scores[:1]), expected)}
 
 
@@ -346,6 +354,13 @@ _WORK = {
     "inference from the host": _Inference,
     "links": _Links,
 }
+
+
+def _device(gpus, job):
+    """Return the GPU of this rank, or None where it has a core."""
+    if job.processor == "cpu":
+        return None
+    return gpus.device if gpus else devices()[0]
 
 
 def _wait_for(device):

@@ -120,6 +120,8 @@ class RankedGpuBackend(GpuBackend):
                 self._note("start")
                 self.program.run(checked=False, reached=self._reached)
                 self._gpus.settle()
+                if self.device.is_gpu:
+                    self._notes["update"].synchronize()
             return events(self._notes, self._begun, self._seconds)
         finally:
             self._gpus.timed, self._notes = False, None
@@ -149,7 +151,9 @@ class RankedGpuBackend(GpuBackend):
             if self.batch_norm == "local":
                 gpus.all_reduce(self.program.array(step.statistics), "mean")
             self._note("update")
-            self._begun, self._reduction = self._reduction.requests, None
+            # Of a rank alone nothing was on its way.
+            self._begun = self._reduction.requests if gpus.size > 1 else ()
+            self._reduction = None
         elif name == LOSS:
             self._note("forward")
         else:

@@ -57,6 +57,8 @@ def own_gpu(words, devices):
 class Nccl(Communicator):
     """One GPU among several. Arrays are CuPy's; all ranks make theirs at the same time.
 
+    From then on it is the GPU that CuPy uses where nothing else is said.
+
     Parameters
     ----------
     words : Communicator
@@ -85,9 +87,9 @@ class Nccl(Communicator):
         self.device, self._talk = device, words
         self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
         unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
-        with self._cupy.cuda.Device(device.index):
-            self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
-            self.beside = self._cupy.cuda.Stream(non_blocking=True)
+        self._cupy.cuda.Device(device.index).use()
+        self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
+        self.beside = self._cupy.cuda.Stream(non_blocking=True)
 
     def start_all_reduce(self, array, operation="sum"):
         check_operation(operation)

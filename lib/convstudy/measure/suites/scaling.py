@@ -30,6 +30,7 @@ def cases(options):
         for precision in precisions:
             for what in _WHATS:
                 yield _case(what, precision, count, options)
+                yield _case(what, precision, count, options, is_pytorch=True)
             if on_gpu:
                 yield _case("inference from the host", precision, count, options)
             yield _case("timeline", precision, count, options)
@@ -47,7 +48,7 @@ def _counts(text):
     return [2**power for power in range(len(devices()).bit_length())]
 
 
-def _case(what, precision, count, options, model=1, cut_from=CUT_FROM):
+def _case(what, precision, count, options, model=1, cut_from=CUT_FROM, is_pytorch=False):
     on_gpu = bool(devices())
     job = Job(
         what,
@@ -59,7 +60,7 @@ def _case(what, precision, count, options, model=1, cut_from=CUT_FROM):
         options["repeats"],
         model,
         cut_from,
-        beside=what in _WHATS and model == 1 and pytorch.why_not() is None,
+        is_pytorch,
     )
     labels = {
         "what": what,
@@ -73,7 +74,9 @@ def _case(what, precision, count, options, model=1, cut_from=CUT_FROM):
     }
     name = f"{what}/{precision}/{count} ranks"
     name += f"/model {model} from {cut_from}" if model > 1 else ""
-    return Case(name, lambda: _run(name, labels, count, job), labels, _why_not(count, on_gpu))
+    name += "/PyTorch" if is_pytorch else ""
+    skip = (is_pytorch and pytorch.why_not()) or _why_not(count, on_gpu)
+    return Case(name, lambda: _run(name, labels, count, job), labels, skip)
 
 
 def _amounts(what, count, options, on_gpu):
