@@ -180,7 +180,9 @@ class Recipe:
             )
         return network
 
-    def trainer(self, folder=None, progress=None, backend=None, share=None, options=None):
+    def trainer(
+        self, folder=None, progress=None, pairs=None, backend=None, share=None, options=None
+    ):
         """Return what trains by this recipe, as far as the folder's checkpoints have come.
 
         Parameters
@@ -189,6 +191,8 @@ class Recipe:
             Where checkpoints are kept; without it there are none.
         progress : bool, optional
             As in `Trainer`.
+        pairs : optional
+            What `pairs` gives, if that was asked before.
         backend : callable, optional
             From the network, and the size of its images, to what trains it, in place of the
             recipe's own.
@@ -197,7 +201,7 @@ class Recipe:
         options : dict, optional
             Beside the recipe, what the training is of.
         """
-        train, held_out, classes = self.pairs()
+        train, held_out, classes = pairs or self.pairs()
         options = dataclasses.asdict(self) | (options or {})
         for name in _ASIDE:
             del options[name]

@@ -47,7 +47,7 @@ class _Cut:
 
 
 def takes_bf16(kernel):
-    """Return whether `kernel` takes arrays of bfloat16: all do, made fp32 before."""
+    """Return whether `kernel` takes arrays of bfloat16: all do, little ones made fp32 first."""
     return True
 
 
@@ -106,6 +106,10 @@ def plan(kernel, problem, device, epilogue=PLAIN):
     """Return the launch of a kernel of rung 9, or several that add up to its result."""
     if problem.dtype != "float32":
         return _widened(kernel, problem, device, epilogue)
+    return _plan(kernel, problem, device, epilogue)
+
+
+def _plan(kernel, problem, device, epilogue):
     p, which = problem, _which(kernel)
     cut = best(which, p, device)
     defines = (
@@ -117,6 +121,7 @@ def plan(kernel, problem, device, epilogue=PLAIN):
         ("VECTOR", 1 if p.k % 4 else 4),
         ("WARPS", cut.warps),
         *cut.defines,
+        *((("BF16", 1),) if p.dtype != "float32" else ()),
         *epilogue.constants,
     )
     launch = Launch(
@@ -136,32 +141,44 @@ def plan(kernel, problem, device, epilogue=PLAIN):
 
 
 def _widened(kernel, problem, device, epilogue):
-    """Return the launches for bf16: fp32 of both operands, those for fp32, and bf16 of the result.
+    """Return the launches for bf16: fp32 of what is little, the kernel, and bf16 of its result.
 
-    Of an input of few channels and its filters that is little to move; of the other operand, or
-    the result, as much as the convolution itself.
+    Little are an input of few channels, its filters and the gradients of both. y and dy, as much as
+    the convolution itself moves, stay bf16: copies to and from fp32 took as long as the kernel.
+    Only where filters are no multiple of 4, which cannot be copied past the registers, they do not.
     """
     p, which = problem, _which(kernel)
-    own = replace(epilogue, wide=False)
-    inner = plan(kernel, replace(p, dtype="float32", precision="fp32"), device, own)
+    first_of_y = {"fprop": 2, "dgrad": 0, "wgrad": 1}[which]
     shapes = {
         "fprop": (p.x_shape, p.w_shape, p.y_shape),
         "dgrad": (p.y_shape, p.w_shape, p.x_shape),
-    }
-    shapes = shapes.get(which, (p.x_shape, p.y_shape, p.w_shape))
-    bias = 2 if which == "fprop" else None
+        "wgrad": (p.x_shape, p.y_shape, p.w_shape),
+    }[which]
+    stays = {first_of_y} if p.k % 4 == 0 else set()
+    inner_problem = p if stays else replace(p, dtype="float32", precision="fp32")
+    inner = _plan(kernel, inner_problem, device, replace(epilogue, wide=False))
     result = 3 if which == "fprop" else 2
-    wide = tuple(result + 1 + i for i in range(3))
-    steps = [(_widen(math.prod(shapes[i])), (i, wide[i])) for i in range(2)]
-    last = result if epilogue.wide else wide[2]
-    given = (*wide[:2], bias, last) if which == "fprop" else (*wide[:2], last)
-    own = inner.steps if isinstance(inner, Sequence) else ((inner, tuple(range(len(given)))),)
-    temporaries = inner.temporaries if isinstance(inner, Sequence) else ()
-    places = (*given, *(wide[2] + 1 + i for i in range(len(temporaries))))
-    steps += [(launch, tuple(None if i is None else places[i] for i in at)) for launch, at in own]
-    if not epilogue.wide:
-        steps.append((gemm.total(math.prod(shapes[2]), 1, 1, p), (wide[2], None, result)))
-    return Sequence(tuple(steps), (*shapes, *temporaries), 2 + getattr(inner, "main", 0))
+    places, temporaries = [0, 1, result], []
+    for i in {0, 1, 2} - stays - ({2} if epilogue.wide else set()):
+        temporaries.append(shapes[i])
+        places[i] = result + len(temporaries)
+    steps = [(_widen(math.prod(shapes[i])), (i, places[i])) for i in (0, 1) if places[i] != i]
+    main = len(steps)
+    arrays = [*places[:2], *((2,) if which == "fprop" else ()), places[2]]
+    if isinstance(inner, Sequence):
+        before = result + 1 + len(temporaries)
+        arrays += [before + i for i in range(len(inner.temporaries))]
+        temporaries += inner.temporaries
+        main += inner.main
+        steps += [
+            (each, tuple(at if at is None else arrays[at] for at in ats))
+            for each, ats in inner.steps
+        ]
+    else:
+        steps.append((inner, tuple(arrays)))
+    if places[2] != result:
+        steps.append((gemm.total(math.prod(shapes[2]), 1, 1, p), (places[2], None, result)))
+    return Sequence(tuple(steps), tuple(temporaries), main)
 
 
 def _widen(size):
@@ -200,6 +217,10 @@ def _total(size, parts):
         (np.int64(size), parts, 1),
         (("THREADS", threads), ("EACH", 1)),
     )
+
+
+def _bytes_of_y(problem):
+    return problem.itemsize if problem.k % 4 == 0 else 4
 
 
 def _line(problem, outputs):
@@ -263,7 +284,7 @@ def _dgrad(p, device):
 
     lines = min(range(1, min(lines_all, 256) + 1), key=cost)
     columns = (width - 1) // step_w + (p.s - 1) // step_w + 1
-    words = p.terms * _PITCH_K + (live + 1) * columns * _TILE_K
+    words = p.terms * _PITCH_K + (live + 1) * columns * _TILE_K * _bytes_of_y(p) // 4
     return _Cut(blocks(lines), words, scalars=(lines, 0))
 
 
@@ -288,7 +309,7 @@ def _wgrad(p, device):
     if parts[0] > _MOST_PARTS:
         outer = math.isqrt(parts[0] - 1) + 1
         parts = (outer, math.ceil(parts[0] / outer))
-    stage = 4 * 8 * steps * _TILE_K + (3 * p.stride[0] + rows) * _line(p, 8 * steps)
+    stage = 8 * steps * _TILE_K * _bytes_of_y(p) + (3 * p.stride[0] + rows) * _line(p, 8 * steps)
     return _Cut(
         others * math.prod(parts),
         max(2 * stage, 4 * rows * taps * _PITCH_K),

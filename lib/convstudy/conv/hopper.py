@@ -271,13 +271,13 @@ def _sequence(which, ready, main, needed, splits, problem, epilogue):
 
 def make_ready(lines, depth, turn, terms, order, inner=None):
     """Return the launch that makes an operand ready, and the shape of what it makes."""
-    padded = -(-depth // 32) * 32
+    padded, vector = -(-depth // 32) * 32, 1 if lines % 4 else 4
     launch = Launch(
         "conv2d_operand_1_split",
-        (padded // 32 * math.ceil(lines / 32),),
+        (padded // 32 * math.ceil(lines / 64),),
         (256,),
         (lines, depth, padded, inner or depth, depth // inner if inner else 1),
-        (("TURN", int(turn)), ("TERMS", terms), ("ORDER", int(order))),
+        (("TURN", int(turn)), ("TERMS", terms), ("ORDER", int(order)), ("VECTOR", vector)),
     )
     return launch, (2 if terms == 3 else 1, lines, padded)
 

@@ -13,7 +13,8 @@
 //           from its k0 on, which add to what the first wrote.
 // Strides   Pixels are counted with their padding: of every STRIDE_W of them, and of every
 //           STRIDE_H lines, it is then known in advance which taps reach which.
-// Shared    4 (68 R S C + 64 RING COLUMNS) bytes, dynamic: 74,928 with the defaults.
+// Shared    4 (68 R S C + 64 RING COLUMNS) bytes, dynamic: 74,928 with the defaults; of dy in bf16
+//           half as many for the ring.
 // Source    M. Harris, "Optimizing parallel reduction in CUDA", NVIDIA 2007, for the sums of a
 //           warp.
 #include "conv2d.cuh"
@@ -69,7 +70,7 @@ __device__ __forceinline__ float reduce(float (&sum)[REG_W][CHANNELS], int lane)
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_PER_SM)
-conv2d_dgrad_9_direct(const Element* __restrict__ dy, const Element* __restrict__ w,
+conv2d_dgrad_9_direct(const Output* __restrict__ dy, const Element* __restrict__ w,
                       Element* __restrict__ dx, CONV2D_SIZES, int lines, int k0)
 {
     wait_for_others();
@@ -86,7 +87,7 @@ conv2d_dgrad_9_direct(const Element* __restrict__ dy, const Element* __restrict_
     const int n = blockIdx.x / across / down;
     dy += (size_t)n * P * Q * K;
     dx += (size_t)n * H * W * CHANNELS;
-    Element* const ring = room + TAPS * PITCH_K;
+    Output* const ring = (Output*)(room + TAPS * PITCH_K);
     const auto slot = [&](int p) {
         return ring + (unsigned)(p + RING) % RING * (COLUMNS * TILE_K);
     };
@@ -109,7 +110,7 @@ conv2d_dgrad_9_direct(const Element* __restrict__ dy, const Element* __restrict_
     }
 
     // Adds what one line of dy contributes through row r of the filter.
-    const auto add = [&](float (&sum)[REG_W][CHANNELS], int r, const Element* line) {
+    const auto add = [&](float (&sum)[REG_W][CHANNELS], int r, const Output* line) {
 #pragma unroll
         for (int column = 0; column < WINDOW; ++column) {
             float given[4];

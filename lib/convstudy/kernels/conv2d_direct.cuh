@@ -22,7 +22,18 @@
 #define VECTOR 4
 #endif
 
+// 1: numbers of y and dy are bf16, four together; x and filters, which are little, were made fp32.
+#ifndef BF16
+#define BF16 0
+#endif
+
 using Element = float;
+#if BF16
+using Output = bf16;
+static_assert(VECTOR == 4, "a copy past the registers has 4 bytes or more");
+#else
+using Output = float;
+#endif
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int LINE_TAPS = S * CHANNELS;
@@ -45,6 +56,13 @@ __device__ __forceinline__ void read(float (&to)[COUNT], const Element* from)
         const float4 four = *(const float4*)(from + i);
         to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
     }
+}
+
+__device__ __forceinline__ void read(float (&to)[4], const bf16* from)
+{
+    const uint2 four = *(const uint2*)from;
+    to[0] = __uint_as_float(four.x << 16), to[1] = __uint_as_float(four.x & 0xffff0000u);
+    to[2] = __uint_as_float(four.y << 16), to[3] = __uint_as_float(four.y & 0xffff0000u);
 }
 
 // Begins to copy filters k0, k0 + 1, ... as [tap][filter].
@@ -81,18 +99,18 @@ __device__ __forceinline__ void fetch_lines(Element* to, const Element* image, i
 // Begins to copy filters k0, k0 + 1, ... of PIXELS pixels of a line of dy, from pixel `first` on,
 // as [pixel][filter]. The line has Q pixels, or is itself outside.
 template <int PIXELS>
-__device__ __forceinline__ void fetch_gradients(Element* to, const Element* line, bool inside,
+__device__ __forceinline__ void fetch_gradients(Output* to, const Output* line, bool inside,
                                                 int first, int Q, int k0, int K)
 {
     constexpr int VECTORS = TILE_K / VECTOR, TOGETHER = THREADS / VECTORS;
     const int k = threadIdx.x % VECTORS * VECTOR, pixel = threadIdx.x / VECTORS;
-    const Element* from = line + (long long)(first + pixel) * K + k0 + k;
+    const Output* from = line + (long long)(first + pixel) * K + k0 + k;
     to += pixel * TILE_K + k;
     inside &= k0 + k < K;
 #pragma unroll 3
     for (int i = 0; i < PIXELS; i += TOGETHER) {
         if (PIXELS % TOGETHER && i + pixel >= PIXELS) break;
-        cp_async<VECTOR * sizeof(Element)>(to + i * TILE_K, from,
+        cp_async<VECTOR * sizeof(Output)>(to + i * TILE_K, from,
                                            inside && (unsigned)(first + pixel + i) < (unsigned)Q);
         from += TOGETHER * K;
     }

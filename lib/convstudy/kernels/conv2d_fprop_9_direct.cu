@@ -35,8 +35,12 @@ constexpr int PITCH = (LENGTH + 7) / 16 * 16 + 8;
 constexpr int WINDOW = ((REG_Q - 1) * STEP + LINE_TAPS + 3) / 4 * 4;
 static_assert(REG_Q % 4 == 0, "a thread's pixels start on 16 bytes");
 
-__device__ __forceinline__ void store(Element* to, const float* value, int left)
+__device__ __forceinline__ void store(Output* to, const float* value, int left)
 {
+#if BF16
+    if (left > 0)
+        *(uint2*)to = make_uint2(to_bf16x2(value[0], value[1]), to_bf16x2(value[2], value[3]));
+#else
     if (VECTOR == 4) {
         if (left > 0) *(float4*)to = make_float4(value[0], value[1], value[2], value[3]);
     } else {
@@ -44,11 +48,12 @@ __device__ __forceinline__ void store(Element* to, const float* value, int left)
         for (int i = 0; i < 4; ++i)
             if (i < left) to[i] = value[i];
     }
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_PER_SM)
 conv2d_fprop_9_direct(const Element* __restrict__ x, const Element* __restrict__ w,
-                      const float* __restrict__ bias, Element* __restrict__ y, CONV2D_SIZES,
+                      const float* __restrict__ bias, Output* __restrict__ y, CONV2D_SIZES,
                       int tiles)
 {
     wait_for_others();
@@ -118,7 +123,7 @@ conv2d_fprop_9_direct(const Element* __restrict__ x, const Element* __restrict__
             for (int i = 0; i < 8; ++i)
 #pragma unroll
                 for (int j = 0; j < REG_Q; ++j) sum[j][i] = activated(sum[j][i]);
-        Element* to = y + ((long long)p * Q + q) * K + k;
+        Output* to = y + ((long long)p * Q + q) * K + k;
 #pragma unroll
         for (int j = 0; j < REG_Q; ++j) {
             if (p < P && q + j < Q) {

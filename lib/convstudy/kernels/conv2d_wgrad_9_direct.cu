@@ -11,7 +11,7 @@
 //           TILE_P x TILE_Q, lane l of them filters 4 l ...; rows of the filter beyond ROWS are
 //           other blocks'.
 // Shared    4 max(STAGES (64 TILE_P TILE_Q + IN_H PITCH), 68 WARPS ROWS S C) bytes, dynamic:
-//           70,528 with the defaults.
+//           70,528 with the defaults; of dy in bf16 half as much for that.
 // Source    Split-K, as in NVIDIA CUTLASS, "Efficient GEMM in CUDA".
 #include "conv2d.cuh"
 #include "overlap.cuh"
@@ -41,12 +41,14 @@ constexpr int TILE_P = WARPS;
 constexpr int IN_H = (TILE_P - 1) * STRIDE_H + ROWS;
 constexpr int PITCH = ((TILE_Q - 1) * STEP + LINE_TAPS + 3) / 4 * 4;
 constexpr int WINDOW = ((REG_Q - 1) * STEP + LINE_TAPS + 3) / 4 * 4;
-constexpr int STAGE = TILE_P * TILE_Q * TILE_K + IN_H * PITCH;
+// In words of 4 bytes, and that of which the gradients take.
+constexpr int GIVEN = TILE_P * TILE_Q * TILE_K * sizeof(Output) / sizeof(Element);
+constexpr int STAGE = GIVEN + IN_H * PITCH;
 constexpr int SUMS = ROWS * LINE_TAPS;
 static_assert(REG_Q % 4 == 0, "a thread's pixels start on 16 bytes");
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_PER_SM)
-conv2d_wgrad_9_direct(const Element* __restrict__ x, const Element* __restrict__ dy,
+conv2d_wgrad_9_direct(const Element* __restrict__ x, const Output* __restrict__ dy,
                       float* __restrict__ dw, CONV2D_SIZES, int slices)
 {
     wait_for_others();
@@ -67,11 +69,11 @@ conv2d_wgrad_9_direct(const Element* __restrict__ x, const Element* __restrict__
             const int n = tile / across / down;
 #pragma unroll 1
             for (int line = 0; line < TILE_P; ++line)
-                fetch_gradients<TILE_Q>(to + line * (TILE_Q * TILE_K),
+                fetch_gradients<TILE_Q>((Output*)to + line * (TILE_Q * TILE_K),
                                         dy + ((size_t)n * P + p + line) * Q * K, p + line < P, q,
                                         Q, k0, K);
             fetch_lines<IN_H, PITCH, PITCH>(
-                to + TILE_P * TILE_Q * TILE_K, x + (size_t)n * H * W * CHANNELS,
+                to + GIVEN, x + (size_t)n * H * W * CHANNELS,
                 p * STRIDE_H - pad_h + r0, (q * STRIDE_W - pad_w) * CHANNELS, H, W * CHANNELS);
         }
         cp_async_commit();
@@ -84,10 +86,10 @@ conv2d_wgrad_9_direct(const Element* __restrict__ x, const Element* __restrict__
         __syncthreads();  // this tile is there, and everyone is done with the one before it, in
                           // whose place the next is fetched
         fetch(tile + STAGES - 1);
-        const Element* gradients =
-            room + tile % STAGES * STAGE + (group * STEPS * REG_Q) * TILE_K + 4 * lane;
-        const Element* lines = room + tile % STAGES * STAGE + TILE_P * TILE_Q * TILE_K
-                               + warp * STRIDE_H * PITCH
+        const Element* const stage = room + tile % STAGES * STAGE;
+        const Output* gradients =
+            (const Output*)stage + (group * STEPS * REG_Q) * TILE_K + 4 * lane;
+        const Element* lines = stage + GIVEN + warp * STRIDE_H * PITCH
                                + group % GROUPS_Q * (STEPS * REG_Q * STEP);
 #pragma unroll 1
         for (int part = 0; part < STEPS; ++part) {

@@ -150,6 +150,11 @@ class Runner:
 
         return self._in_its_way(way, step)
 
+    def gradients(self):
+        """Return the gradients of the last step, by name, as NumPy arrays."""
+        named = self.module.named_parameters()
+        return {name: each.grad.float().cpu().numpy() for name, each in named}
+
     def _in_its_way(self, way, call):
         self._set_precision()
         if way != "graph":
@@ -176,24 +181,46 @@ class Runner:
         cudnn.allow_tf32 = cublas.allow_tf32 = self.precision != "fp32"
 
 
-def gradients(network, images, masks, device="cuda"):
-    """Return the gradient of `loss` by each parameter, float64, by name, as NumPy arrays."""
+def truth(network, images, masks, device="cuda"):
+    """Return scores in evaluation, and gradients in training, in float64.
+
+    Returns
+    -------
+    scores : (N, n_classes, H, W) array
+    gradients : dict of str to array
+        Of `loss` by each parameter.
+    """
     import torch
 
-    made = module(network).double().to(device).train()
+    # Which of cuDNN's algorithms is fastest in float64 takes longer to find out than to use any.
+    torch.backends.cudnn.benchmark = False
+    made = module(network).double().to(device)
     given = torch.from_numpy(np.ascontiguousarray(images)).to(device, torch.float64)
-    value = loss(made(given), torch.from_numpy(np.ascontiguousarray(masks)).long().to(device))
-    value.backward()
-    return {name: each.grad.cpu().numpy() for name, each in made.named_parameters()}
+    with torch.inference_mode():
+        scores = made.eval()(given).cpu().numpy()
+    true = torch.from_numpy(np.ascontiguousarray(masks)).long().to(device)
+    loss(made.train()(given), true).backward()
+    return scores, {name: each.grad.cpu().numpy() for name, each in made.named_parameters()}
 
 
-def with_peak(function):
-    """Return what `function` returns, and the bytes that PyTorch took at most for it."""
+def with_peak(begin, once_more):
+    """Return what `begin` returns, and the bytes that PyTorch took at most for it.
+
+    Parameters
+    ----------
+    begin : callable
+        Gives a runnable, and something else.
+    once_more : bool
+        Of the runnable's next run, with what it keeps, and not of its beginning.
+    """
     import torch
 
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    result = function()
+    result = begin()
+    if once_more:
+        torch.cuda.reset_peak_memory_stats()
+        result[0]()
     torch.cuda.synchronize()
     return result, torch.cuda.max_memory_allocated() - before

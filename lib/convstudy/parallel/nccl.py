@@ -83,7 +83,7 @@ class Nccl(Communicator):
     timed = False
 
     def __init__(self, words, device):
-        self._cupy, self._nccl = words.together(_modules)
+        self._cupy, self._nccl = words.together(modules)
         self.device, self._talk = device, words
         self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
         unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
@@ -225,7 +225,7 @@ def _pointer(array):
     return array.data.ptr
 
 
-def _modules():
+def modules():
     """Return CuPy and its NCCL, or raise ImportError."""
     import warnings
 

@@ -48,7 +48,7 @@ BF16 = {title: EDGES[title] for title in ("two channels, 1x1", "5x5", "strides b
 
 
 @pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("title", [*BF16, "three rounds of filters, and one left"])
+@pytest.mark.parametrize("title", [*BF16, "three rounds of filters, and one left", "1x1, stride 2"])
 def test_bf16_is_fp32_rounded_once(title, which, rng):
     check(KERNELS[which], EDGES[title], "bf16", EMULATOR, rng)
 

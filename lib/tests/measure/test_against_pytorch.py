@@ -23,7 +23,10 @@ class FakeRunner:
     """The network in float64, where PyTorch would be."""
 
     def __init__(self, network, images, masks, precision, channels_last):
-        self.scores = network.forward(images, ReferenceOps()).astype(np.float32)
+        self.scores, self._gradients = truth(network, images, masks)
+
+    def gradients(self):
+        return self._gradients
 
     def inference(self, way):
         return lambda: self.scores
@@ -32,11 +35,12 @@ class FakeRunner:
         return lambda: 1.0
 
 
-def gradients(network, images, masks):
+def truth(network, images, masks):
+    scores = network.forward(images, ReferenceOps())
     tape = TapeOps(ReferenceOps())
     network.place(tape)
     _, dlogits, _ = cross_entropy_dice(network.apply(images.astype(float), tape), masks)
-    return tape.backward(dlogits)
+    return scores, tape.backward(dlogits)
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def emulated(monkeypatch):
         "unet": lambda: network,
         "images": lambda n: images,
         "masks": lambda n: masks,
-        "expected": lambda n: network.forward(images, ReferenceOps()),
+        "_truth": lambda n: pytorch_unet.truth(network, images, masks),
         "devices": lambda: (EMULATOR,),
         "alternating": lambda replays, calls, where, repeats: {
             side: [1e-3] * repeats for side in replays
@@ -57,8 +61,8 @@ def emulated(monkeypatch):
     }.items():
         monkeypatch.setattr(contest, name, replacement)
     monkeypatch.setattr(pytorch_unet, "Runner", FakeRunner)
-    monkeypatch.setattr(pytorch_unet, "gradients", gradients)
-    monkeypatch.setattr(pytorch_unet, "with_peak", lambda function: (function(), 1000))
+    monkeypatch.setattr(pytorch_unet, "truth", truth)
+    monkeypatch.setattr(pytorch_unet, "with_peak", lambda begin, once_more: (begin(), 1000))
     return types.SimpleNamespace(network=network, images=images)
 
 
@@ -69,6 +73,7 @@ def test_each_way_takes_part_and_ours_is_checked(what, emulated):
     sides = [f"{row['labels']['side']}/{row['labels']['layout']}" for row in rows]
     ways = [f"pytorch-{way}/{layout}" for way in ("eager", "graph") for layout in ("NCHW", "NHWC")]
     assert sides == ["ours/NHWC", *ways]
+    assert all(row["check"]["passed"] for row in rows if row["labels"]["side"] == "pytorch-eager")
     for row in rows:
         validate_result(row, row["case"])
         assert len(row["samples_s"]) == OPTIONS["repeats"]
@@ -78,9 +83,11 @@ def test_each_way_takes_part_and_ours_is_checked(what, emulated):
 
 
 def test_wrong_gradients_are_not_timed(emulated, monkeypatch):
-    monkeypatch.setattr(
-        pytorch_unet, "gradients", lambda *a: {k: -g for k, g in gradients(*a).items()}
-    )
+    def wrong(*given):
+        scores, gradients = truth(*given)
+        return scores, {name: -each for name, each in gradients.items()}
+
+    monkeypatch.setattr(pytorch_unet, "truth", wrong)
     labels = {"what": "training", "precision": "fp32", "n": 2}
     with pytest.raises(RuntimeError, match="the gradients are wrong"):
         contest._Contest("training/fp32/n2", labels, OPTIONS).run()

@@ -14,7 +14,7 @@ RECIPE = "execution=cpu size=16x24 width=2 composites=16 held_out=7 batch=4 step
 
 def test_a_training_gives_a_whole_result():
     one, other = SUITE.cases(SUITE.options | {"recipe": RECIPE, "seeds": "3,4"})
-    assert (one.name, other.name) == ("cpu/seed3", "cpu/seed4")
+    assert (one.name, other.name) == ("cpu/fp32/steps6/seed3", "cpu/fp32/steps6/seed4")
     (row,) = one.run()
     validate_result(row, one.name)
     values = row["values"]

