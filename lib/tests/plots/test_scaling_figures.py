@@ -14,6 +14,7 @@ from convstudy.plots import (
     figS3_scaling,
     figS3_second_gpu,
     figS3_step,
+    tabS3_links,
     tabS3_predicted,
     tabS3_yadan,
 )
@@ -58,7 +59,9 @@ def made(slower=1.0):
     cut = Cut(2, 2, 4)
     found.append(row(2, 16, seconds(32, cut), model=2, cut_from=4))
     for size in (10**3, 10**5, 10**7):
-        found.append(row(2, math.nan, LINK.all_reduce_s(size, 2), what="all-reduce", bytes=size))
+        moved = row(2, math.nan, LINK.all_reduce_s(size, 2), what="all-reduce", bytes=size)
+        found += [moved, moved | {"side": "library", "median_s": 0.5 * moved["median_s"]}]
+        found.append(row(2, math.nan, LINK.send_s(size), what="link", bytes=size))
     events = [
         {"gpu": 0, "what": "forward", "start_s": 0.0, "stop_s": 1.0},
         {"gpu": 0, "what": "backward", "start_s": 1.0, "stop_s": 3.0},
@@ -143,6 +146,14 @@ def test_yadans_shares_are_of_one_gpus_time():
     assert (plotted["predicted_saved"] - plotted["saved"]).abs().max() < 0.05
 
 
+def test_a_bus_has_its_bandwidth():
+    last = tabS3_links.bandwidths(made()).to_dict("records")[-1]
+    assert last["bytes"] == 10**7
+    assert last["all_reduce_bytes_per_s"] == pytest.approx(10**7 / LINK.all_reduce_s(10**7, 2))
+    assert last["ratio"] == pytest.approx(0.5)
+    assert last["link_bytes_per_s"] == pytest.approx(10**7 / LINK.send_s(10**7))
+
+
 def test_a_step_is_told_by_its_slowest_rank():
     (told,) = figS3_step.hidden(figS3_step.events(made())).to_dict("records")
     assert (told["step_s"], told["wait_s"], told["backward_s"]) == (3.5, 0.5, 2.0)
@@ -158,7 +169,8 @@ def test_it_is_drawn_and_shown(module):
 
 
 @pytest.mark.parametrize(
-    "module", [figS3_scaling, figS3_second_gpu, figS3_step, tabS3_predicted, tabS3_yadan]
+    "module",
+    [figS3_scaling, figS3_second_gpu, figS3_step, tabS3_links, tabS3_predicted, tabS3_yadan],
 )
 def test_without_a_record_there_is_nothing(module):
     drawn = module.draw(rows.nothing())
