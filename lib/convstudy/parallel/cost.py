@@ -475,7 +475,11 @@ def pipeline_s(layers, batch, stages, micro, processor, cluster=H200, item=_FLOA
         for layer in (down, up):
             size = layer.inputs * images * item if layer else 0
             sent += 2 * cluster.inside.send_s(size)
-    return (micro - 1) * max(work) + sum(work) + sent
+    weights = [0] * len(stages)
+    for layer in layers:
+        weights[sum(layer.level >= first for first in stages) - 1] += layer.weights
+    update = _update_s(processor, max(weights))
+    return (micro - 1) * max(work) + sum(work) + sent + update
 
 
 def cuts(gpus):

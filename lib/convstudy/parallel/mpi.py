@@ -21,7 +21,7 @@ from convstudy.parallel.communicator import (
 
 PATIENCE_VARIABLE = "CONVSTUDY_PATIENCE_S"
 # A rank that waits asks again and again at first, and then after a pause.
-_BUSY_S = 5e-4
+_BUSY_S = 5e-3
 _PAUSE_S = 2e-4
 # The launcher hears what ranks say beside that they end, and what it has not heard by then is lost.
 _LAST_WORDS_S = 0.5

@@ -65,9 +65,9 @@ def known(value, digits=3):
     return significant(value, digits) if math.isfinite(value) else ""
 
 
-def many(count, thing):
+def many(count, thing, plural="s"):
     """Return ``1 GPU`` or ``2 GPUs``."""
-    return f"{count} {thing}{'s' * (count != 1)}"
+    return f"{count} {thing}{plural * (count != 1)}"
 
 
 def marked(text, stale):

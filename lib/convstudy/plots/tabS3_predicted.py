@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from convstudy.models.unet import UNet
+from convstudy.models.unet import LEVELS, UNet
 from convstudy.parallel import cost
 from convstudy.parallel.cost import Cluster, Cut, Link, Processor
 from convstudy.plots import labels
@@ -66,6 +66,19 @@ class Model:
         """Return the fastest `Cut` for so many GPUs."""
         given = self.layers, batch, gpus, self.processor, self.cluster
         return cost.choose(*given, training=self.training, item=self.item)[0]
+
+    def staged(self, batch):
+        """Return (seconds, name) of the fastest way to cut the network into two stages."""
+        micro = [2**power for power in range(batch.bit_length()) if batch % 2**power == 0]
+        given = self.processor, self.cluster, self.item
+        return min(
+            (
+                cost.pipeline_s(self.layers, batch, (0, first), count, *given),
+                f"2 stages (from level {first}), {labels.many(count, 'micro-batch', 'es')}",
+            )
+            for first in range(1, LEVELS)
+            for count in micro
+        )
 
 
 def models(table):
@@ -157,7 +170,8 @@ def predictions(table):
     -------
     pandas.DataFrame
         Columns `COLUMNS`: for each number of `COUNTS`, images shared; where another cut is faster
-        in training, that too; and each cut that was measured. `error` is of the predicted images a
+        in training, that too, and of two the fastest stages; and each cut that was measured.
+        `error` is of the predicted images a
         second, of those measured.
     """
     known = models(table)
@@ -171,12 +185,11 @@ def predictions(table):
             & (measured["what"] == what)
             & (measured["precision"] == precision)
         ]
-        for n in sorted(own["images_per_gpu"].unique()):
+        for n in sorted(own["images_per_gpu"].unique().tolist()):
             alone = n / model.seconds(n, Cut())
-            for gpus in sorted({*COUNTS, *own["gpus"]}):
-                for cut in _cuts(model, own, n, gpus):
-                    name = DATA if cut.model == 1 else str(cut)
-                    rate = n * gpus / model.seconds(n * gpus, cut)
+            for gpus in sorted({*COUNTS, *own["gpus"].tolist()}):
+                for name, seconds in _ways(model, own, n, gpus):
+                    rate = n * gpus / seconds
                     real = speeds.get((machine, what, precision, gpus, n, name), float("nan"))
                     rows.append(
                         (machine, what, precision, gpus, n, name, model.links, rate, rate / alone)
@@ -185,8 +198,8 @@ def predictions(table):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _cuts(model, own, n, gpus):
-    """Return the cuts to look at: of images, the fastest one, and those that were measured."""
+def _ways(model, own, n, gpus):
+    """Yield (name, seconds) of the cuts: of images, the fastest, those measured, and stages."""
     found = {DATA: Cut(gpus)}
     if model.training and gpus > 1:
         best = model.choice(n * gpus, gpus)
@@ -194,7 +207,10 @@ def _cuts(model, own, n, gpus):
             found[str(best)] = best
         timed = set(own[(own["gpus"] == gpus) & (own["images_per_gpu"] == n)]["cut"])
         found |= {str(cut): cut for cut in cost.cuts(gpus) if str(cut) in timed}
-    return found.values()
+    for name, cut in found.items():
+        yield name, model.seconds(n * gpus, cut)
+    if model.training and gpus == 2:
+        yield model.staged(n * gpus)[::-1]
 
 
 def display(plotted):
