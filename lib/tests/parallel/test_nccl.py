@@ -145,3 +145,14 @@ def test_where_nccl_is_not_installed_that_is_said(monkeypatch):
     monkeypatch.setattr(nccl, "modules", absent)
     with pytest.raises(ImportError, match="EXTRAS=nccl"):
         opened()
+
+
+def test_groups_of_ranks_have_their_own(stand_in):
+    ranks = opened()
+    half = ranks.split(1)
+    assert half is not ranks
+    assert (half.rank, half.size, half.device) == (0, 1, ranks.device)
+    ranks.barrier()
+    assert ranks.exchange("word") == ["word"]
+    with pytest.raises(SystemExit, match="enough"):
+        ranks.abort("enough")
