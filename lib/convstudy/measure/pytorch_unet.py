@@ -181,6 +181,38 @@ class Runner:
         cudnn.allow_tf32 = cublas.allow_tf32 = self.precision != "fp32"
 
 
+class Trainer:
+    """U-Net in PyTorch, trained in fp32 by AdamW as it is by default.
+
+    Parameters
+    ----------
+    network : UNet
+    rate : float
+        The learning rate.
+    channels_last : bool
+    device : str
+    """
+
+    def __init__(self, network, rate, channels_last, device="cuda"):
+        import torch
+
+        self._torch, self._device = torch, device
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._module = module(network).to(device, memory_format=self._layout).train()
+        self._optimiser = torch.optim.AdamW(self._module.parameters(), lr=rate)
+
+    def step(self, images, masks):
+        """Train on a batch of NumPy arrays, and return its loss before that."""
+        images = self._torch.from_numpy(np.ascontiguousarray(images))
+        masks = self._torch.from_numpy(np.ascontiguousarray(masks)).long().to(self._device)
+        self._optimiser.zero_grad()
+        value = loss(self._module(images.to(self._device, memory_format=self._layout)), masks)
+        value.backward()
+        self._optimiser.step()
+        return value.item()
+
+
 def truth(network, images, masks, device="cuda"):
     """Return scores in evaluation, and gradients in training, in float64.
 

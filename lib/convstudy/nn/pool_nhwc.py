@@ -10,7 +10,9 @@ KERNELS = (
     "maxpool_fprop_2_winners",
     "maxpool_dgrad_1_winners",
     "avgpool_fprop_1_image",
+    "avgpool_fprop_2_windows",
     "avgpool_dgrad_1_spread",
+    "avgpool_dgrad_2_windows",
 )
 _EACH = 4
 
@@ -103,3 +105,30 @@ def launch_average_pool_dgrad(shape, dtype, pitch_dx=None):
     sharing = share("average_pool", c, dtype, pitch_dx)
     parts = math.ceil(pixels / (sharing.rows * _EACH))
     return sharing.launch("avgpool_dgrad_1_spread", parts, (n, c, h * w, pitch_dx))
+
+
+@functools.cache
+def launch_average_windows(shape, dtype, size):
+    """Return the launch that takes (x, y): `size` x `size` windows that share out each image.
+
+    Row p of y, of (N, size, size, C), is the mean of rows floor(p H / size) to
+    ceil((p + 1) H / size) of x, and columns likewise: windows overlap where they must.
+    """
+    n, _, _, c = shape
+    return _launch_windows("fprop_2", shape, dtype, size, (n, size, size, c))
+
+
+@functools.cache
+def launch_average_windows_dgrad(shape, dtype, size):
+    """Return the launch that takes (dy, dx), for dx of `shape`, as `launch_average_windows`."""
+    return _launch_windows("dgrad_2", shape, dtype, size, shape)
+
+
+def _launch_windows(kernel, shape, dtype, size, made):
+    if size < 1:
+        raise ValueError(f"average_pool: size must be at least 1, got {size}")
+    count_pixels("average_pool", shape)
+    pixels, (n, h, w, c) = count_pixels("average_pool", made), shape
+    sharing = share("average_pool", c, dtype)
+    parts = math.ceil(pixels / sharing.rows)
+    return sharing.launch(f"avgpool_{kernel}_windows", parts, (n, h, w, c, size))

@@ -11,8 +11,8 @@ from convstudy.plots.style import figure, style
 
 NAME = "figS2_learning"
 COLUMNS = (
-    *("machine", "case", "execution", "width", "size", "batch", "seed", "step", "loss", "dice"),
-    *("seconds", "images_per_s", "stale"),
+    *("machine", "case", "execution", "precision", "width", "size", "batch", "seed", "step"),
+    *("loss", "dice", "seconds", "images_per_s", "stale"),
 )
 _COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 _DASHES = ("-", "--", ":", "-.")
@@ -33,6 +33,10 @@ def curves(table):
         whole training.
     """
     done, rows = labels.finished(table), []
+    # Before there was a choice, all trainings were of fp32.
+    if "precision" not in done:
+        done = done.assign(precision="fp32")
+    done = done.fillna({"precision": "fp32"})
     for run in done.to_dict("records"):
         since = 0
         steps, scores = run["value_score_steps"], run["value_scores"]
@@ -54,6 +58,7 @@ def display(plotted):
         {
             "machine": labels.marked(row["machine"], row["stale"]),
             "run on": row["execution"],
+            "precision": row["precision"],
             "width": row["width"],
             "images": row["size"],
             "seed": row["seed"],
@@ -65,6 +70,18 @@ def display(plotted):
         }
         for row in last.to_dict("records")
     )
+
+
+def by_precision(plotted):
+    """Return what each precision comes to over its seeds: mean, least and most of the last Dice.
+
+    Where two precisions' ranges overlap, what lies between their means is no more than what
+    another seed makes.
+    """
+    last = plotted.groupby(["machine", "case"], sort=False).tail(1)
+    kinds = last.groupby(["machine", "execution", "precision"], sort=False)
+    found = kinds["dice"].agg(seeds="count", mean="mean", least="min", most="max").reset_index()
+    return found[found["seeds"] > 1].reset_index(drop=True)
 
 
 @style()
@@ -85,17 +102,18 @@ def draw(table):
     if plotted.empty:
         return Drawn(NAME, plotted)
     drawing, (left, right) = figure(1, 2, height=2.6)
-    kinds = plotted[["machine", "execution"]].drop_duplicates().apply(tuple, axis=1).tolist()
-    for (machine, execution, _), run in plotted.groupby(
-        ["machine", "execution", "case"], sort=False
-    ):
-        kind = kinds.index((machine, execution))
+    way = ["machine", "execution", "precision"]
+    kinds = plotted[way].drop_duplicates().apply(tuple, axis=1).tolist()
+    for (machine, execution, precision, _), run in plotted.groupby([*way, "case"], sort=False):
+        kind = kinds.index((machine, execution, precision))
         among = sorted(plotted[plotted["machine"] == machine]["seed"].unique())
         seed = run["seed"].iloc[0]
         look = {"color": _COLORS[kind % len(_COLORS)], "ls": _DASHES[among.index(seed) % 4]}
         seen = run["step"] * run["batch"]
         name = labels.marked(machine, run["stale"].any())
-        label = f"{name}, width {run['width'].iloc[0]}, seed {seed}"
+        label = f"{name}, {precision}, width {run['width'].iloc[0]}"
+        # The dashes tell seeds apart; one of each kind is enough of a legend.
+        label = label if look["ls"] == "-" else None
         left.plot(seen, run["loss"], marker=".", label=label, **look)
         right.plot(seen, run["dice"], marker=".", label=label, **look)
     left.set(xlabel="images seen", ylabel="loss: cross-entropy + 1 - Dice", ylim=(0, None))

@@ -35,8 +35,8 @@ def compare(table):
         to the fastest of all, and `pytorch_peak_bytes` that way's. `error` is ours against
         float64: of scores the largest, of gradients that of all together.
     """
-    rows = []
-    for key, group in labels.finished(table).groupby(_KEYS, sort=False):
+    done, rows = labels.finished(table), []
+    for key, group in done.groupby(_KEYS, sort=False) if len(done) else ():
         fastest = group.sort_values("median_s").drop_duplicates("side").set_index("side")
         theirs = fastest.drop(index="ours", errors="ignore")
         if "ours" not in fastest.index or theirs.empty:

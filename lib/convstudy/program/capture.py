@@ -31,6 +31,15 @@ class Replay:
                 self._graph = self._captured(cuda)
             self._graph.launch(cuda.get_current_stream())
 
+    def run_beforehand(self):
+        """Make what is made of parameters alone, whenever they have changed."""
+        device = self.program.device
+        if not device.is_gpu:
+            self.program.run_beforehand()
+            return
+        with array_module(device).cuda.Device(device.index):
+            self.program.run_beforehand()
+
     def _captured(self, cuda):
         # Compiled and allocated before: neither can be done inside a graph.
         self.program.prepare()

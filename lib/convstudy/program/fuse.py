@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Calls that follow each other and touch each number once, made one: from a trace, the fused one.
 
-What joins two images writes nothing: both are written where it would have put them.
+What joins two images writes nothing: both are written where it would have put them. Each operation
+has a `function`, which is a row of Table 1.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Convolution:
         What 2 x 2 pooling leaves of `y`, which others read too.
     """
 
+    function = "convolution"
+
     x: Value
     y: Value
     w: Parameter
@@ -45,6 +48,8 @@ class Convolution:
 class Enlargement:
     """A transposed convolution of 2 x 2 at stride 2, or bilinear interpolation without `w`."""
 
+    function = "up-convolution"
+
     x: Value
     y: Value
     w: Parameter | None = None
@@ -55,6 +60,8 @@ class Enlargement:
 class Pooling:
     """Pooling of what no convolution left, or in other windows than of 2 x 2."""
 
+    function = "pooling"
+
     x: Value
     y: Value
     window: int = 2
@@ -63,8 +70,54 @@ class Pooling:
 
 
 @dataclass(frozen=True, eq=False)
+class Sum:
+    """A residual sum, and the ReLU behind it, where there is one."""
+
+    function = "residual sum"
+
+    x: Value
+    other: Value
+    y: Value
+    relu: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Averaging:
+    """Windows that share out the image, averaged: `size` x `size` of them."""
+
+    function = "pooling"
+
+    x: Value
+    y: Value
+    size: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A matrix product of each image's numbers, and the ReLU behind it, where there is one.
+
+    It is the convolution of one pixel whose channels are all numbers of an image.
+    """
+
+    function = "linear"
+
+    x: Value
+    y: Value
+    w: Parameter
+    bias: Parameter
+    relu: bool = False
+
+    @property
+    def shape(self):
+        """The shape of `w` as filters of the size of an image: (K, C, H, W)."""
+        return self.w.shape[0], *(*self.x.shape[1:], 1, 1)[:3]
+
+
+@dataclass(frozen=True, eq=False)
 class Concatenation:
     """Channels of `skip`, and behind them those of `x`, which is smaller and lies in the middle."""
+
+    function = "padding and concatenation"
 
     skip: Value
     x: Value
@@ -80,6 +133,8 @@ class Concatenation:
 @dataclass(frozen=True, eq=False)
 class Head:
     """The 1 x 1 convolution to classes."""
+
+    function = "head"
 
     x: Value
     y: Value
@@ -135,6 +190,18 @@ def _convolution(call, trace):
     )
 
 
+def _then_relu(kind):
+    """Return what makes a `kind` of a call and the ReLU behind it, where there is one."""
+
+    def start(call, trace):
+        relu = _only_user(trace, call.output, "relu")
+        calls = [call, relu] if relu else [call]
+        made = kind(*call.inputs, calls[-1].output, *call.parameters, relu=relu is not None)
+        return made, calls
+
+    return start
+
+
 def _alone(kind):
     def start(call, trace):
         return kind(*call.inputs, call.output, *call.parameters, **call.options), [call]
@@ -153,9 +220,9 @@ _START = {
     "conv2d": _convolution,
     "batch_norm": _never_alone,
     "relu": _never_alone,
-    "add": _never_alone,
-    "average_pool2d": _never_alone,
-    "linear": _never_alone,
+    "add": _then_relu(Sum),
+    "linear": _then_relu(Linear),
+    "average_pool2d": _alone(Averaging),
     "max_pool2d": _alone(Pooling),
     "conv_transpose2d": _alone(Enlargement),
     "upsample_bilinear": _alone(Enlargement),
@@ -172,13 +239,15 @@ def homes(operations, trace, builder, dtype):
     found = {}
 
     def own(value, kept=False):
-        n, c, h, w = value.shape
+        n, c, h, w = *value.shape, *(1, 1)[: 4 - len(value.shape)]
         return builder.tensor((n, h, w, c), dtype, kept)
 
     for operation in reversed(operations):
         for value in (operation.y, getattr(operation, "pooled", None)):
-            if value is not None and value not in found and value is not trace.output:
-                found[value] = own(value, _has_frame(operation))
+            # A head writes NCHW's scores apart; what a linear layer leaves is a tensor like others.
+            if value is not None and value not in found and not isinstance(operation, Head):
+                kept = _has_frame(operation) or value is trace.output
+                found[value] = own(value, kept)
         if isinstance(operation, Concatenation):
             whole, below = found[operation.y], operation.skip.shape[1]
             found[operation.skip] = whole.part((0, below))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A network at inference as one program: norms are in the filters, nothing is joined or padded."""
 
+import math
+
 import numpy as np
 
 from convstudy.conv.epilogue import Epilogue
@@ -16,7 +18,7 @@ class Inference:
 
     Parameters
     ----------
-    network : UNet
+    network : Network
         Its parameters are taken as they are now; `reload` takes them again.
     shape : (N, C, H, W)
         Of the batches; make another for another.
@@ -40,16 +42,17 @@ class Inference:
         self.network, self.shape = network, tuple(shape)
         network.check(np.zeros(self.shape, np.float32))
         self.device = device or get_device(0, "Inference")
-        self._low = Lowering(network, self.shape, precision, self.device)
+        self._low = Lowering(network, self.shape, precision, self.device, keeps_filters=True)
         self._loads = []
         for operation in self._low.operations:
+            self._low.builder.function = operation.function
             _LOWER[type(operation)](self, operation)
         self.program = self._low.builder.finish()
         self._replay = Replay(self.program)
         self.reload()
 
     def __call__(self, images):
-        """Return the scores (N, n_classes, H, W) of images (N, C, H, W), NumPy arrays."""
+        """Return the network's result for images (N, C, H, W), NumPy arrays."""
         self.load(images)
         self.run()
         return self.scores()
@@ -59,6 +62,7 @@ class Inference:
         state = self.network.state_dict()
         for buffer, make in self._loads:
             self._put(buffer, make(state).ravel())
+        self._replay.run_beforehand()
 
     def load(self, images):
         """Put a batch where `run` reads it."""
@@ -92,11 +96,15 @@ class Inference:
         return self.program.array(self._scores).reshape(n, h, w, -1)
 
     def scores(self):
-        """Return the last run's scores, (N, n_classes, H, W) float32, as a NumPy array."""
-        n, _, h, w = self.shape
+        """Return the last run's result as a NumPy array, float32.
+
+        (N, n_classes, H, W) of a network that scores pixels, (N, num_classes) of a classifier.
+        """
+        shape = self._low.trace.output.shape
         scores = self.program.array(self._scores)
-        scores = scores.get() if self.device.is_gpu else scores
-        return np.ascontiguousarray(np.moveaxis(scores.reshape(n, h, w, -1), 3, 1))
+        scores = (scores.get() if self.device.is_gpu else scores).astype(np.float32)
+        lying = scores.reshape(shape[0], *shape[2:], shape[1])
+        return np.ascontiguousarray(np.moveaxis(lying, -1, 1))
 
     @property
     def predicted_bytes(self):
@@ -145,6 +153,17 @@ class Inference:
             bias = self._parameter(k, np.float32, lambda state: state[op.bias.name])
         self._low.enlarge(op, filters, bias)
 
+    def _linear(self, op):
+        def lying(state):
+            # Numbers of an image are in its state_dict's order: channel after channel.
+            return state[op.w.name].reshape(op.shape).transpose(0, 2, 3, 1)
+
+        filters = self._parameter(math.prod(op.w.shape), self._low.dtype, lying)
+        bias = self._parameter(op.w.shape[0], np.float32, lambda state: state[op.bias.name])
+        self._low.multiply(op, filters, bias)
+        if op.y is self._low.trace.output:
+            self._scores = self._low.lies[op.y]
+
     def _head(self, op):
         x, (classes, c, _, _) = self._low.lies[op.x], op.w.shape
         w = self._parameter(classes * c, np.float32, lambda state: state[op.w.name])
@@ -160,6 +179,9 @@ _LOWER = {
     fuse.Pooling: Inference._pooling,
     # What is joined was written where it is read.
     fuse.Concatenation: lambda self, op: None,
+    fuse.Sum: lambda self, op: self._low.add(op),
+    fuse.Averaging: lambda self, op: self._low.average(op),
+    fuse.Linear: Inference._linear,
     fuse.Head: Inference._head,
 }
 

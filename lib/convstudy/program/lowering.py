@@ -5,7 +5,7 @@ import numpy as np
 
 from convstudy.conv.algorithm import choose, plan
 from convstudy.conv.epilogue import PLAIN, Epilogue, Scatter
-from convstudy.nn import images_nhwc, pool_nhwc, upsample_nhwc
+from convstudy.nn import add_nhwc, images_nhwc, pool_nhwc, upsample_nhwc
 from convstudy.problem import BFLOAT16, ConvProblem
 from convstudy.program import fuse
 from convstudy.program.program import Builder
@@ -19,13 +19,15 @@ class Lowering:
 
     Parameters
     ----------
-    network : UNet
+    network : Network
     shape : (N, C, H, W)
         Of the images.
     precision : {"fp32", "tf32", "bf16"}
         How exact products are at least. bf16: values between layers are bf16, too.
     device : Device
         A GPU, or the emulator.
+    keeps_filters : bool
+        Whether no run changes the filters that convolutions forward are given.
 
     Attributes
     ----------
@@ -34,12 +36,13 @@ class Lowering:
     lies : dict of Value to Tensor
     """
 
-    def __init__(self, network, shape, precision, device):
+    def __init__(self, network, shape, precision, device, keeps_filters=False):
         if precision not in PRECISIONS:
             raise ValueError(
                 f"no precision {precision!r}; choose {' or '.join(map(repr, PRECISIONS))}"
             )
         self.precision, self.device = precision, device
+        self._constant = (1,) if keeps_filters else ()
         self.is_bf16 = precision == "bf16"
         self.dtype = BFLOAT16 if self.is_bf16 else np.dtype(np.float32)
         self.trace = trace(network, shape)
@@ -65,7 +68,9 @@ class Lowering:
     def convolve(self, which, problem, *arrays, epilogue=PLAIN):
         """Launch a pass of a convolution, by the algorithm that suits it best."""
         name = choose(problem, self.device, which, epilogue)
-        self.builder.run(plan(name, problem, self.device, epilogue=epilogue), *arrays)
+        constant = self._constant if which == "fprop" else ()
+        launch = plan(name, problem, self.device, epilogue=epilogue)
+        self.builder.run(launch, *arrays, constant=constant)
 
     def enlarge(self, op, filters, bias):
         """Launch a transposed convolution, filters in the order (r, s, k, c), or interpolation."""
@@ -99,3 +104,28 @@ class Lowering:
             x.shape, self.dtype.name, *sides, pitch_x=x.pitch, pitch_y=y.pitch
         )
         self.builder.run(launch, x, y, None)
+
+    def add(self, op):
+        """Launch a residual sum."""
+        x, other, y = (self.lies[value] for value in (op.x, op.other, op.y))
+        self.builder.run(add_nhwc.launch_add(y.shape, self.dtype.name, op.relu), x, other, y)
+
+    def average(self, op):
+        """Launch the averaging of windows that share out the image."""
+        x, y = self.lies[op.x], self.lies[op.y]
+        if op.size == 1:
+            launch = pool_nhwc.launch_average_pool(x.shape, self.dtype.name)
+        else:
+            launch = pool_nhwc.launch_average_windows(x.shape, self.dtype.name, op.size)
+        self.builder.run(launch, x, y)
+
+    def multiply(self, op, filters, bias):
+        """Launch a linear layer: a convolution of one pixel that has all numbers of an image."""
+        x, y = self.lies[op.x], self.lies[op.y]
+        epilogue = Epilogue(relu=op.relu)
+        self.convolve("fprop", self.linear(op), x, filters, bias, y, epilogue=epilogue)
+
+    def linear(self, op):
+        """Return the `ConvProblem` that a linear layer is."""
+        n = op.x.shape[0]
+        return self.problem((n, 1, 1, op.w.shape[1]), op.w.shape[0], (1, 1))

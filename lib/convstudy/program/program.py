@@ -82,11 +82,18 @@ class Tensor:
 
 
 class Builder:
-    """Takes down what is to be launched on what, and makes a `Program` of it."""
+    """Takes down what is to be launched on what, and makes a `Program` of it.
+
+    Attributes
+    ----------
+    function : str
+        What is launched from here on is for.
+    """
 
     def __init__(self, device):
-        self.device = device
-        self._steps, self._marks, self._touched = [], [], []
+        self.device, self.function = device, ""
+        self._steps, self._beforehand, self._functions = [], [], []
+        self._marks, self._touched = [], []
 
     def buffer(self, size, dtype=np.float32, kept=False):
         """Return a new `Buffer`."""
@@ -98,15 +105,46 @@ class Builder:
         buffer = self.buffer(math.prod(shape), dtype, kept)
         return Tensor(tuple(shape), buffer, 0, (h * w * c, w * c, c))
 
-    def run(self, launch, *arrays):
-        """Launch on `arrays`: tensors, buffers, (buffer, offset) pairs, or None for null."""
+    def run(self, launch, *arrays, constant=()):
+        """Launch on `arrays`: tensors, buffers, (buffer, offset) pairs, or None for null.
+
+        Parameters
+        ----------
+        constant : tuple of int
+            Which of them, by number, are parameters that no run changes. What is made of these
+            alone is made beforehand, and kept.
+        """
         places = [_place(array) for array in arrays]
         if not isinstance(launch, Sequence):
-            self._steps.append((launch, places))
+            self._add(launch, places)
             return
-        places += [(self.buffer(math.prod(shape)), 0) for shape in launch.temporaries]
-        for step, chosen in launch.steps:
-            self._steps.append((step, [None if i is None else places[i] for i in chosen]))
+        made, beforehand = self._made_beforehand(launch, len(places), constant)
+        places += [
+            (self.buffer(math.prod(shape), kept=i in made), 0)
+            for i, shape in enumerate(launch.temporaries, start=len(places))
+        ]
+        for number, (step, chosen) in enumerate(launch.steps):
+            given = [None if i is None else places[i] for i in chosen]
+            if number in beforehand:
+                self._beforehand.append((step, given))
+            else:
+                self._add(step, given)
+
+    def _add(self, launch, places):
+        self._steps.append((launch, places))
+        self._functions.append(self.function)
+
+    @staticmethod
+    def _made_beforehand(launch, given, constant):
+        """Return the temporaries that are made of constants alone, and the steps for that."""
+        made, steps, seen = set(), set(), set(range(given))
+        for number, (_, chosen) in enumerate(launch.steps):
+            new = {i for i in chosen if i is not None} - seen
+            seen |= new
+            if new and set(chosen) - new and set(chosen) - new <= {*constant, *made}:
+                made |= new
+                steps.add(number)
+        return made, steps
 
     def mark(self, name, *touched):
         """Name this place: whoever runs the program may do something when it is reached.
@@ -123,8 +161,13 @@ class Builder:
 
     def finish(self):
         """Return the `Program`."""
-        steps = tuple((launch, tuple(at)) for launch, at in self._steps)
-        return Program(self.device, steps, tuple(self._marks), tuple(self._touched))
+        steps, beforehand = (
+            tuple((launch, tuple(at)) for launch, at in each)
+            for each in (self._steps, self._beforehand)
+        )
+        given = self._marks, self._touched, self._functions
+        marks, touched, functions = map(tuple, given)
+        return Program(self.device, steps, marks, beforehand, functions, touched)
 
 
 def _place(array):
@@ -146,6 +189,10 @@ class Program:
     steps : tuple of (Launch, tuple of (Buffer, int) or None)
     marks : tuple of (int, str)
         Names of places, each with the number of steps before it.
+    beforehand : tuple of (Launch, tuple of (Buffer, int) or None)
+        What is launched whenever parameters have changed, by `run_beforehand`.
+    functions : tuple of str
+        What each step is for, as `Builder.function` said.
     touched : tuple of (int, Buffer)
         What is used at a mark, with the numbers of the steps before and after it.
     arena_bytes, kept_bytes : int
@@ -159,6 +206,8 @@ class Program:
     device: object
     steps: tuple
     marks: tuple = ()
+    beforehand: tuple = ()
+    functions: tuple = ()
     touched: tuple = ()
     arena_bytes: int = field(init=False)
     kept_bytes: int = field(init=False)
@@ -174,6 +223,8 @@ class Program:
         for i, buffer in (*uses, *self.touched):
             first, last = spans.get(buffer, (i, i))
             spans[buffer] = min(first, i), max(last, i)
+        for _, places in self.beforehand:
+            spans |= {buffer: (0, 0) for buffer, _ in places if buffer not in spans}
         self._kept = [buffer for buffer in spans if buffer.kept]
         self._shared = [buffer for buffer in spans if not buffer.kept]
         lifetimes = [arena.Lifetime(b.nbytes, *spans[b]) for b in self._shared]
@@ -208,17 +259,20 @@ class Program:
             room = self._aligned(self.arena_bytes)
             for buffer, at in zip(self._shared, self._offsets, strict=True):
                 self._arrays[buffer] = room[at : at + buffer.nbytes].view(buffer.dtype)
-        self._bound = [
-            (launch, [None if place is None else self._at(*place) for place in places])
-            for launch, places in self.steps
-        ]
+        self._bound, self._bound_beforehand = (
+            [
+                (launch, [None if place is None else self._at(*place) for place in places])
+                for launch, places in steps
+            ]
+            for steps in (self.steps, self.beforehand)
+        )
 
     def array(self, what):
         """Return the array of a buffer or a tensor: one-dimensional, from its first number on."""
         self.allocate_once()
         return self._at(*_place(what))
 
-    def run(self, checked=True, reached=None):
+    def run(self, checked=True, reached=None, only=None):
         """Launch everything, on CuPy's current stream; on a GPU, return before it is done.
 
         Parameters
@@ -227,19 +281,28 @@ class Program:
             On the emulator, count and check every access.
         reached : callable, optional
             ``reached(name)`` is called at each mark, between the launches.
+        only : set of int, optional
+            The numbers of the steps to launch; by default all are.
         """
         self.allocate_once()
         marks = list(self.marks) if reached else []
         for i, (launch, arrays) in enumerate(self._bound):
             while marks and marks[0][0] <= i:
                 reached(marks.pop(0)[1])
-            launch.run(self.device, arrays, checked)
+            if only is None or i in only:
+                launch.run(self.device, arrays, checked)
         for _, name in marks:
             reached(name)
 
+    def run_beforehand(self):
+        """Make what is made of parameters alone: now, and whenever they have changed."""
+        self.allocate_once()
+        for launch, arrays in self._bound_beforehand:
+            launch.run(self.device, arrays, False)
+
     def prepare(self):
         """Compile all that it launches."""
-        for launch, _ in self.steps:
+        for launch, _ in (*self.beforehand, *self.steps):
             launch.prepare(self.device)
 
     def _at(self, buffer, offset):

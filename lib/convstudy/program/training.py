@@ -104,15 +104,17 @@ class Step:
         self.masks = builder.buffer(n * h * w, np.int32, kept=True)
         self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
         self._dtype = low.dtype.name
-        self._kept, self._arrives = {}, {}
+        self._kept, self._arrives, self._sums = {}, {}, {}
         self.ranks, self.gathers = ranks, {}
         self._together = ranks if synchronised else 1
 
         for operation in low.operations:
+            builder.function = operation.function
             _FORWARD[type(operation)](self, operation)
         self._take_loss()
         builder.mark(LOSS)
         for operation in reversed(low.operations):
+            builder.function = operation.function
             _BACKWARD[type(operation)](self, operation)
         builder.mark(SUMS)
         self._optimise(optimizer, options, clip)
@@ -154,7 +156,7 @@ class Step:
         return rows, math.ceil(count / rows)
 
     def _gathered(self, parts, ranks):
-        """Return the parts of so many ranks, and how many times as many these are."""
+        """Return where the parts of so many ranks come to lie, one rank's after the other's."""
         if ranks == 1:
             return parts
         every = self._builder.buffer(ranks * parts.size)
@@ -180,24 +182,51 @@ class Step:
         )
         problem = low.problem(x.shape, k, (r, s), padding=op.padding)
         low.convolve("fprop", problem, x, self._filters(op.w), None, kept.y)
+        weight, bias, mean, var = op.norm
+        own = self._weight(weight), self._weight(bias), self._running(mean), self._running(var)
+        own += kept.statistics, kept.factors
+        pooled = low.lies[op.pooled] if op.pooled else None
+        options = {
+            "relu": op.relu,
+            "pool": pooled is not None,
+            "pitch_y": z.pitch,
+            "pitch_pooled": pooled.pitch if pooled else None,
+        }
+        if self._are_small(z.shape):
+            launch = norm_nhwc.launch_norm_whole(
+                z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
+            )
+            run(launch, kept.y, *own, None, z, pooled)
+            return
         rows, count = self._even_rows(z.pixels, k)
         parts = self._builder.buffer(count * 2 * k)
         run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
-        weight, bias, mean, var = op.norm
         every, pixels = self._gathered(parts, self._together), self._together * z.pixels
-        run(
-            norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM),
-            *(every, self._weight(weight), self._weight(bias)),
-            *(self._running(mean), self._running(var), kept.statistics, kept.factors),
-        )
-        pooled = low.lies[op.pooled] if op.pooled else None
-        launch = norm_nhwc.launch_norm(
-            *(z.shape, self._dtype, op.relu),
-            pool=pooled is not None,
-            pitch_y=z.pitch,
-            pitch_pooled=pooled.pitch if pooled else None,
-        )
-        run(launch, kept.y, kept.factors, None, z, pooled)
+        launch = norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM)
+        run(launch, every, *own)
+        if not self._is_made_by_head(op):
+            launch = norm_nhwc.launch_norm(z.shape, self._dtype, **options)
+            run(launch, kept.y, kept.factors, None, z, pooled)
+
+    def _are_small(self, shape):
+        """Whether one launch does a whole norm, which has no place for what others have."""
+        return self._together == 1 and norm_nhwc.are_small(shape)
+
+    def _is_made_by_head(self, op):
+        """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
+        takers = [
+            each
+            for each in self._low.operations
+            if op.y in (getattr(each, "x", None), getattr(each, "skip", None))
+        ]
+        alone = [type(each) for each in takers] == [fuse.Head]
+        return alone and op.relu and not self._are_small(self._low.lies[op.y].shape)
+
+    def _norm_before(self, head):
+        """Return what the convolution before the head has kept, if the head makes its output."""
+        before = next(each for each in self._low.operations if each.y is head.x)
+        made = isinstance(before, fuse.Convolution) and self._is_made_by_head(before)
+        return (before, self._kept[before]) if made else (None, None)
 
     def _enlargement(self, op):
         turned = bias = None
@@ -213,8 +242,13 @@ class Step:
     def _head(self, op):
         x, classes = self._low.lies[op.x], op.w.shape[0]
         self._logits = self._builder.buffer(x.pixels * classes)
-        launch = head_nhwc.launch_head(x.shape, self._dtype, classes, pitch=x.pitch)
-        self._builder.run(launch, x, None, *map(self._weight, (op.w, op.bias)), self._logits)
+        _, kept = self._norm_before(op)
+        read, factors = (kept.y, kept.factors) if kept else (x, None)
+        launch = head_nhwc.launch_head(
+            x.shape, self._dtype, classes, norm=kept is not None, pitch=read.pitch
+        )
+        own = map(self._weight, (op.w, op.bias))
+        self._builder.run(launch, read, factors, *own, self._logits)
 
     def _take_loss(self):
         run = self._builder.run
@@ -238,14 +272,21 @@ class Step:
 
     def _back_through_head(self, op):
         z, (classes, c, _, _) = self._low.lies[op.x], op.w.shape
-        dz = self._arriving(op.x)
         rows, count = self._rows(z.pixels, c)
         columns = classes * c + classes
         parts = self._builder.buffer(count * columns)
-        launch = head_nhwc.launch_head_dgrad_parts(
-            z.shape, self._dtype, classes, rows, pitch_z=z.pitch
-        )
-        self._builder.run(launch, self._logits, z, self._weight(op.w), dz, parts)
+        before, kept = self._norm_before(op)
+        if kept:
+            sums = self._sums[before] = self._builder.buffer(count * 2 * c)
+            launch = head_nhwc.launch_head_norm_dgrad_parts(z.shape, self._dtype, classes, rows)
+            given = kept.y, kept.factors, kept.statistics, self._weight(op.w)
+            self._builder.run(launch, self._logits, *given, parts, sums)
+        else:
+            launch = head_nhwc.launch_head_dgrad_parts(
+                z.shape, self._dtype, classes, rows, pitch_z=z.pitch
+            )
+            dz = self._arriving(op.x)
+            self._builder.run(launch, self._logits, z, self._weight(op.w), dz, parts)
         given = parts, self._gradient(op.w), self._gradient(op.bias)
         self._builder.run(relu_nhwc.launch_sums(count, columns, classes * c), *given)
         self._ready(op.w, op.bias)
@@ -259,35 +300,50 @@ class Step:
             "pitch_dz": dz.pitch if dz else None,
             "pitch_dpooled": dpooled.pitch if dpooled else None,
         }
-        cells = norm_nhwc.count_cells(y.shape, options["pool"])
-        rows, count = self._rows(cells, k)
-        parts, coefficients = self._builder.buffer(count * 2 * k), self._builder.buffer(2 * k)
-        launch = norm_nhwc.launch_norm_dgrad_parts(y.shape, self._dtype, rows, **options, **pitches)
-        run(launch, dz, dpooled, y, kept.factors, kept.statistics, parts)
         weight, bias, _, _ = op.norm
-        given = kept.statistics, kept.factors
-        run(
-            norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count),
-            *(parts, *given, self._gradient(weight), self._gradient(bias), coefficients),
-        )
-        if self._together > 1:
-            # The norm's own gradients are of these images, as all are; what the statistics take
-            # back is of all ranks' images, and so its sums, which are of no other use.
-            every, sums = self._gathered(parts, self._together), self._builder.buffer(2 * k)
-            run(
-                norm_nhwc.launch_norm_dgrad_sums(
-                    self._together * y.pixels, k, self._together * count
-                ),
-                *(every, *given, sums, (sums, k), coefficients),
-            )
+        own = self._gradient(weight), self._gradient(bias)
         # The gradient of y takes y's place: nobody reads that any more.
-        launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
-        run(launch, dz, dpooled, y, kept.factors, coefficients, y)
+        if self._are_small(y.shape):
+            launch = norm_nhwc.launch_norm_dgrad_whole(y.shape, self._dtype, **options, **pitches)
+            run(launch, dz, dpooled, y, kept.factors, kept.statistics, *own, y)
+        else:
+            coefficients = self._builder.buffer(2 * k)
+            parts, count = self._norm_sums(op, dz, dpooled, options, pitches)
+            given = kept.statistics, kept.factors
+            launch = norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count)
+            run(launch, parts, *given, *own, coefficients)
+            if self._together > 1:
+                # The norm's own gradients are of these images, as all are; what the statistics
+                # take back is of all ranks' images, and its other sums are of no use.
+                every, sums = self._gathered(parts, self._together), self._builder.buffer(2 * k)
+                pixels, count = self._together * y.pixels, self._together * count
+                launch = norm_nhwc.launch_norm_dgrad_sums(pixels, k, count)
+                run(launch, every, *given, sums, (sums, k), coefficients)
+            if op in self._sums:
+                head = self._low.operations[-1]
+                launch = head_nhwc.launch_head_norm_dgrad(y.shape, self._dtype, head.w.shape[0])
+                given = kept.factors, coefficients, self._weight(head.w)
+                run(launch, self._logits, y, *given, y)
+            else:
+                launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
+                run(launch, dz, dpooled, y, kept.factors, coefficients, y)
         problem = low.problem(low.lies[op.x].shape, k, op.w.shape[2:], padding=op.padding)
         self._take_wgrad(problem, low.lies[op.x], y, op.w)
         self._ready(op.w, weight, bias)
         if op.x is not low.trace.input:
             low.convolve("dgrad", problem, y, self._filters(op.w), self._arriving(op.x))
+
+    def _norm_sums(self, op, dz, dpooled, options, pitches):
+        """Return the sums of parts that a norm's gradient is made of, and how many there are."""
+        kept, k = self._kept[op], op.w.shape[0]
+        if op in self._sums:
+            return self._sums[op], self._rows(kept.y.pixels, k)[1]
+        shape = kept.y.shape
+        rows, count = self._rows(norm_nhwc.count_cells(shape, options["pool"]), k)
+        parts = self._builder.buffer(count * 2 * k)
+        launch = norm_nhwc.launch_norm_dgrad_parts(shape, self._dtype, rows, **options, **pitches)
+        self._builder.run(launch, dz, dpooled, kept.y, kept.factors, kept.statistics, parts)
+        return parts, count
 
     def _take_wgrad(self, problem, x, dy, w, epilogue=PLAIN):
         source = epilogue.source

@@ -6,8 +6,10 @@ import pytest
 from rows import nothing, table
 
 from convstudy.images import CompositeSet
+from convstudy.plots import figS2_curves as curves
 from convstudy.plots import figS2_learning as curve
 from convstudy.plots import figS2_masks as masks
+from convstudy.plots import tabS2_functions as functions
 
 
 def training(machine="here", seed=0, **more):
@@ -53,6 +55,23 @@ def test_a_line_a_training_over_the_images_seen():
     assert first.get_linestyle() != second.get_linestyle()
 
 
+def test_precisions_are_compared_over_their_seeds():
+    runs = [
+        training(
+            seed=seed, precision=precision, value_scores=[0.1, score], case=f"{precision}{seed}"
+        )
+        for precision, scores in (("fp32", (0.8, 0.84, 0.82)), ("bf16", (0.83, 0.81, 0.79)))
+        for seed, score in enumerate(scores)
+    ]
+    found = curve.by_precision(curve.curves(table(runs)))
+    assert list(found["precision"]) == ["fp32", "bf16"]
+    assert list(found["seeds"]) == [3, 3]
+    assert found["mean"].tolist() == pytest.approx([0.82, 0.81])
+    assert found["least"].tolist() == pytest.approx([0.8, 0.79])
+    # One seed tells nothing of what others would come to.
+    assert curve.by_precision(curve.curves(table(runs[:1]))).empty
+
+
 def test_what_was_reached_is_read_in_words():
     shown = curve.display(curve.curves(table([training(), training("there", stale=True)])))
     assert list(shown["held-out Dice"]) == ["0.500", "0.500"]
@@ -93,3 +112,45 @@ def test_a_machine_without_the_suite_is_left_out():
             assert drawn.figure is None
             assert list(drawn.table.columns) == list(module.COLUMNS)
         assert curve.display(curve.curves(empty)).empty
+
+
+def sides(**more):
+    each = {"ours": 1.001, "pytorch NCHW": 1.0, "pytorch NHWC": 0.999}
+    return [
+        {"side": side, "value_loss": [2.0 * factor, 1.0 * factor, 0.5], **more}
+        for side, factor in each.items()
+    ]
+
+
+def test_two_trainings_are_as_far_apart_as_they_are():
+    plotted = curves.losses(table(sides()))
+    assert list(plotted.columns) == list(curves.COLUMNS)
+    assert list(plotted["pytorch_nchw_loss"]) == [2.0, 1.0, 0.5]
+    (row,) = curves.distances(plotted).to_dict("records")
+    assert row["ours to PyTorch, largest"] == pytest.approx(1e-3)
+    assert row["PyTorch to itself, mean"] == pytest.approx(2e-3 / 3)
+    assert row["follows"]
+    far = sides()
+    far[0]["value_loss"] = [2.1, 1.1, 0.6]
+    assert not curves.distances(curves.losses(table(far)))["follows"].item()
+    drawn = curves.draw(table(sides()))
+    assert [len(axes.lines) for axes in drawn.figure.axes] == [2, 2]
+    assert curves.draw(nothing()).figure is None
+
+
+def test_functions_before_and_after_stand_side_by_side():
+    common = {"what": "inference", "precision": "fp32", "n": 1}
+    rows = [
+        {"execution": "resident", "function": name, "median_s": seconds}
+        for name, seconds in (("convolution", 6e-3), ("ReLU", 1e-3), ("network", 8e-3))
+    ] + [
+        {"execution": "program", "function": name, "median_s": seconds, "value_launches": 2}
+        for name, seconds in (("convolution", 3e-3), ("images", 1e-3), ("network", 5e-3))
+    ]
+    plotted = functions.draw(table([common | row for row in rows])).table
+    assert list(plotted["function"]) == ["convolution", "ReLU", "images", "network"]
+    assert list(plotted["before_ms"].fillna(0)) == [6, 1, 0, 8]
+    assert list(plotted["after_share"].fillna(0)) == [0.75, 0, 0.25, 0]
+    shown = functions.display(plotted)
+    assert list(shown["fused"]) == ["3 ms", "in others", "1 ms", "5 ms"]
+    assert functions.draw(nothing()).table.empty

@@ -6,9 +6,11 @@ from convstudy.measure.suites import (
     batch,
     chunks,
     convolutions,
+    curves,
     emulated,
     environments,
     functions,
+    fusion,
     hierarchy,
     ladder,
     launching,
@@ -28,6 +30,7 @@ SUITES = {
         tuning,
         convolutions,
         against_pytorch,
+        fusion,
         launching,
         startup,
         environments,
@@ -37,6 +40,7 @@ SUITES = {
         scaling,
         emulated,
         learning,
+        curves,
     )
 }
 
