@@ -17,6 +17,9 @@ from convstudy.program.weights import Layout
 from convstudy.train import flat, loss_nhwc
 from convstudy.train.optimizers import OPTIMIZERS
 
+# Marks: the loss is taken; all gradients are there; all is done.
+LOSS, SUMS, END = "loss", "sums", "end"
+
 _MOMENTUM = 0.1
 
 
@@ -46,11 +49,21 @@ class Step:
     clip : float or None
         The most that the norm of all gradients may be.
     device : Device
+    ranks : int
+        Who trains on one batch together, each with a step like this one and images of its own.
+        The loss is that of them all, and gradients are what these images add to it.
+    synchronised : bool
+        Whether norms take the statistics of all ranks' images, or each of its own.
 
     Attributes
     ----------
     program : Program
-        At the mark ``ready <name>`` the gradient of that parameter is complete.
+        At the mark ``ready <name>`` the gradient of that parameter is complete; at `SUMS` all
+        are, and from there on they are taken for the sums over all ranks. Forward ends at `LOSS`,
+        and all at `END`.
+    gathers : dict of str to (Buffer, Buffer)
+        By mark, what each rank has there, and where it is taken to have come from all, in their
+        order, when the program goes on.
     layout, running : Layout
         Of the trained parameters, and of the norms' running statistics.
     weights, gradients, statistics : Buffer
@@ -62,7 +75,18 @@ class Step:
         classes, (N, H, W) int32.
     """
 
-    def __init__(self, network, shape, precision, optimizer, options, clip, device):
+    def __init__(
+        self,
+        network,
+        shape,
+        precision,
+        optimizer,
+        options,
+        clip,
+        device,
+        ranks=1,
+        synchronised=True,
+    ):
         low = self._low = Lowering(network, shape, precision, device)
         builder = self._builder = low.builder
         self.images = low.images
@@ -81,15 +105,20 @@ class Step:
         self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
         self._dtype = low.dtype.name
         self._kept, self._arrives, self._sums = {}, {}, {}
+        self.ranks, self.gathers = ranks, {}
+        self._together = ranks if synchronised else 1
 
         for operation in low.operations:
             builder.function = operation.function
             _FORWARD[type(operation)](self, operation)
         self._take_loss()
+        builder.mark(LOSS)
         for operation in reversed(low.operations):
             builder.function = operation.function
             _BACKWARD[type(operation)](self, operation)
+        builder.mark(SUMS)
         self._optimise(optimizer, options, clip)
+        builder.mark(END)
         self.program = builder.finish()
 
     @property
@@ -119,6 +148,23 @@ class Step:
         rows = part_rows(count, channels, self._dtype, self._low.device)
         return rows, math.ceil(count / rows)
 
+    def _even_rows(self, count, channels):
+        """Return the same, of parts that are as large on every rank: the last one, too."""
+        rows, _ = self._rows(count, channels)
+        if self._together > 1:
+            rows = next((each for each in range(rows, count) if count % each == 0), count)
+        return rows, math.ceil(count / rows)
+
+    def _gathered(self, parts, ranks):
+        """Return where the parts of so many ranks come to lie, one rank's after the other's."""
+        if ranks == 1:
+            return parts
+        every = self._builder.buffer(ranks * parts.size)
+        name = f"gather {len(self.gathers)}"
+        self._builder.mark(name, parts, every)
+        self.gathers[name] = parts, every
+        return every
+
     # ---- forward ---------------------------------------------------------------------------------
     def _convolution(self, op):
         low, run = self._low, self._builder.run
@@ -146,20 +192,25 @@ class Step:
             "pitch_y": z.pitch,
             "pitch_pooled": pooled.pitch if pooled else None,
         }
-        if norm_nhwc.are_small(z.shape):
+        if self._are_small(z.shape):
             launch = norm_nhwc.launch_norm_whole(
                 z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
             )
             run(launch, kept.y, *own, None, z, pooled)
             return
-        rows, count = self._rows(z.pixels, k)
+        rows, count = self._even_rows(z.pixels, k)
         parts = self._builder.buffer(count * 2 * k)
         run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
-        launch = norm_nhwc.launch_statistics(z.pixels, k, rows, op.eps, _MOMENTUM)
-        run(launch, parts, *own)
+        every, pixels = self._gathered(parts, self._together), self._together * z.pixels
+        launch = norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM)
+        run(launch, every, *own)
         if not self._is_made_by_head(op):
             launch = norm_nhwc.launch_norm(z.shape, self._dtype, **options)
             run(launch, kept.y, kept.factors, None, z, pooled)
+
+    def _are_small(self, shape):
+        """Whether one launch does a whole norm, which has no place for what others have."""
+        return self._together == 1 and norm_nhwc.are_small(shape)
 
     def _is_made_by_head(self, op):
         """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
@@ -169,7 +220,7 @@ class Step:
             if op.y in (getattr(each, "x", None), getattr(each, "skip", None))
         ]
         alone = [type(each) for each in takers] == [fuse.Head]
-        return alone and op.relu and not norm_nhwc.are_small(self._low.lies[op.y].shape)
+        return alone and op.relu and not self._are_small(self._low.lies[op.y].shape)
 
     def _norm_before(self, head):
         """Return what the convolution before the head has kept, if the head makes its output."""
@@ -207,7 +258,8 @@ class Step:
         parts = self._builder.buffer(3 * count)
         given = self._logits, self.masks
         run(loss_nhwc.launch_loss_parts(pixels, classes, rows, "int32"), *given, parts)
-        run(loss_nhwc.launch_loss(pixels, count), parts, self.loss)
+        every = self._gathered(parts, self.ranks)
+        run(loss_nhwc.launch_loss(self.ranks * pixels, self.ranks * count), every, self.loss)
         launch = loss_nhwc.launch_loss_dgrad(pixels, classes, "int32")
         run(launch, *given, self.loss, self._logits)
 
@@ -251,14 +303,22 @@ class Step:
         weight, bias, _, _ = op.norm
         own = self._gradient(weight), self._gradient(bias)
         # The gradient of y takes y's place: nobody reads that any more.
-        if norm_nhwc.are_small(y.shape):
+        if self._are_small(y.shape):
             launch = norm_nhwc.launch_norm_dgrad_whole(y.shape, self._dtype, **options, **pitches)
             run(launch, dz, dpooled, y, kept.factors, kept.statistics, *own, y)
         else:
             coefficients = self._builder.buffer(2 * k)
             parts, count = self._norm_sums(op, dz, dpooled, options, pitches)
+            given = kept.statistics, kept.factors
             launch = norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count)
-            run(launch, parts, kept.statistics, kept.factors, *own, coefficients)
+            run(launch, parts, *given, *own, coefficients)
+            if self._together > 1:
+                # The norm's own gradients are of these images, as all are; what the statistics
+                # take back is of all ranks' images, and its other sums are of no use.
+                every, sums = self._gathered(parts, self._together), self._builder.buffer(2 * k)
+                pixels, count = self._together * y.pixels, self._together * count
+                launch = norm_nhwc.launch_norm_dgrad_sums(pixels, k, count)
+                run(launch, every, *given, sums, (sums, k), coefficients)
             if op in self._sums:
                 head = self._low.operations[-1]
                 launch = head_nhwc.launch_head_norm_dgrad(y.shape, self._dtype, head.w.shape[0])

@@ -2,8 +2,8 @@
 """The loss of `losses` as CUDA kernels: of logits (N, H, W, classes), float32.
 
 Targets are (N, H, W), bytes or int32: each pixel's class, or of one class 0 or 1. Any other value
-makes the loss NaN. What is passed on is float32: ``parts`` (parts, 3), and ``loss``, `LOSS` and two
-numbers for the gradient.
+makes the loss NaN. What is passed on is float32: ``parts`` (parts, 3), and ``loss``, `LOSS` and
+three numbers for the gradient.
 """
 
 import functools
@@ -18,7 +18,7 @@ from convstudy.train.losses import EPSILON
 KERNELS = ("loss_fprop_1_parts", "loss_fprop_2_combine", "loss_dgrad_1_pixels")
 # What the first numbers of `loss` are, and how many there are in all.
 LOSS = ("loss", "cross_entropy", "dice")
-LOSS_SIZE = 5
+LOSS_SIZE = 6
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def launch_loss_parts(pixels, classes, rows, target="uint8"):
 
 @functools.cache
 def launch_loss(pixels, parts):
-    """Return the launch that takes (parts, loss)."""
+    """Return the launch that takes (parts, loss): of all images, whoever has made their parts."""
     scalars = (parts, pixels, float(EPSILON))
     return launch_each("loss", "loss_fprop_2_combine", 1, scalars)
 
