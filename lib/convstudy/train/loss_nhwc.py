@@ -76,7 +76,9 @@ def launch_entropy(images, classes, dtype):
         Of logits and dlogits.
     """
     if min(images, classes) < 1:
-        raise ValueError(f"loss: {images} images of {classes} classes; there is at least one of each")
+        raise ValueError(
+            f"loss: {images} images of {classes} classes; there is at least one of each"
+        )
     itemsize("loss", dtype)
     defines = (("BF16", 1),) if dtype == "bfloat16" else ()
     kernel = "loss_dgrad_2_classes"
