@@ -90,8 +90,9 @@ readme: $(READY)  ## write the generated parts of README.md again
 
 lock:  ## resolve requirements.lock again, with uv
 	@command -v uv >/dev/null || { echo "make lock needs uv: python3 -m pip install uv"; exit 1; }
-	uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra cuda --extra test \
-		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra cuda --extra mpi \
+		--extra test --no-header --no-annotate --no-emit-index-url \
+		--output-file requirements.lock pyproject.toml
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet

@@ -9,17 +9,37 @@ import sys
 
 def main(argv=None):
     """Run one command and return its exit status: 0, 1 where it failed, 2 where it was misused."""
-    arguments = _parser().parse_args(argv)
+    from convstudy.parallel import launch
+
+    is_alone = launch.started_ranks() == 1
+    arguments = _parser().parse_args(argv) if is_alone else None
     try:
-        return arguments.run(arguments) or 0
+        if is_alone:
+            return arguments.run(arguments) or 0
+        return launch.run(lambda ranks: _on_ranks(ranks, argv)) or 0
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
-        if arguments.traceback:
+        if arguments and arguments.traceback:
             raise
         print(f"convstudy: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 2)
     except KeyboardInterrupt:
         print("convstudy: stopped", file=sys.stderr)
         return 130
+
+
+def _on_ranks(ranks, argv):
+    """Run a command on this rank; what is wrong with it on any rank, all are told."""
+
+    def parse():
+        try:
+            arguments = _parser().parse_args(argv)
+        except SystemExit as error:
+            raise ValueError("its command line is wrong, as said above") from error
+        if arguments.run is not _train:
+            raise ValueError("of all commands, only train runs on several ranks")
+        return arguments
+
+    return _train(ranks.together(parse), ranks)
 
 
 def _parser():
@@ -224,27 +244,46 @@ def _readme(_):
     readme.README.write_text(readme.rewrite(readme.README.read_text()))
 
 
-def _train(arguments):
+def _train(arguments, ranks=None):
+    from convstudy import recipe
+    from convstudy.parallel import training
+    from convstudy.parallel.communicator import Alone
+    from convstudy.train.checkpoints import Checkpoints
+
+    ranks = ranks or Alone()
+    is_first = ranks.rank == 0
+    chosen, sharing, folder, begins_anew = ranks.together(lambda: _training(arguments, ranks.size))
+    if arguments.list:
+        if is_first:
+            print(f"{recipe.described(chosen)}\n{sharing}")
+        return
+    ranks.together(lambda: begins_anew and is_first and Checkpoints(folder).clear())
+    if ranks.size == 1:
+        network, history = recipe.train(chosen, folder)
+    else:
+        network, history = training.train(chosen, sharing, ranks, folder)
+    if is_first:
+        print(
+            f"{network} after {len(history.loss)} steps in {history.seconds:.0f} s: "
+            f"held-out Dice {history.scores[-1][1]:.3f}\n"
+            f"{folder / recipe.WEIGHTS} and {folder / recipe.HISTORY} are written"
+        )
+
+
+def _training(arguments, ranks):
+    """Return (recipe, sharing, folder, whether to begin anew) as given on the command line."""
     from pathlib import Path
 
     from convstudy import recipe
-    from convstudy.train.checkpoints import Checkpoints
+    from convstudy.parallel.grid import check_grid
+    from convstudy.parallel.training import Sharing
 
     given = _pairs(arguments.given)
     folder = Path(given.pop("folder", recipe.FOLDER))
     begins_anew = recipe.value("anew", given.pop("anew", "no"), bool)
-    chosen = recipe.Recipe.of(given)
-    if arguments.list:
-        print(recipe.described(chosen))
-        return
-    if begins_anew:
-        Checkpoints(folder).clear()
-    network, history = recipe.train(chosen, folder)
-    print(
-        f"{network} after {len(history.loss)} steps in {history.seconds:.0f} s: "
-        f"held-out Dice {history.scores[-1][1]:.3f}\n"
-        f"{folder / recipe.WEIGHTS} and {folder / recipe.HISTORY} are written"
-    )
+    sharing = Sharing.taken(given)
+    check_grid(ranks, sharing.model, sharing.cut_from)
+    return recipe.Recipe.of(given), sharing, folder, begins_anew
 
 
 def _predict(arguments):

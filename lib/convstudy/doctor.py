@@ -144,6 +144,27 @@ def _torch():
         return ABSENT, "only compared with, never needed: make setup EXTRAS=torch"
 
 
+def _mpi():
+    from convstudy.parallel import launch
+
+    launcher = launch.mpiexec()
+    if launcher is None:
+        return ABSENT, "several ranks need mpiexec: make setup"
+    from mpi4py import __version__
+
+    return OK, f"mpi4py {__version__} ({launcher})"
+
+
+def _nccl():
+    from convstudy.parallel.nccl import modules
+
+    try:
+        _, nccl = modules()
+    except ImportError as error:
+        return ABSENT, str(error)
+    return OK, f"version {nccl.get_version()}"
+
+
 _CHECKS = {
     "Python": _python,
     "packages": _packages,
@@ -152,6 +173,8 @@ _CHECKS = {
     "CPU": _cpu,
     "GPU": _gpu,
     "NVRTC": _nvrtc,
+    "MPI": _mpi,
+    "NCCL": _nccl,
     "PyTorch": _torch,
 }
 

@@ -180,7 +180,9 @@ class Recipe:
             )
         return network
 
-    def trainer(self, folder=None, progress=None, pairs=None):
+    def trainer(
+        self, folder=None, progress=None, pairs=None, backend=None, share=None, options=None
+    ):
         """Return what trains by this recipe, as far as the folder's checkpoints have come.
 
         Parameters
@@ -191,14 +193,23 @@ class Recipe:
             As in `Trainer`.
         pairs : optional
             What `pairs` gives, if that was asked before.
+        backend : callable, optional
+            From the network, and the size of its images, to what trains it, in place of the
+            recipe's own.
+        share : slice, optional
+            Which images of each batch it trains on; all, if not given.
+        options : dict, optional
+            Beside the recipe, what the training is of.
         """
         train, held_out, classes = pairs or self.pairs()
-        options = dataclasses.asdict(self)
+        options = dataclasses.asdict(self) | (options or {})
         for name in _ASIDE:
             del options[name]
+        batches = Batches(train, self.batch, self.seed, self.flip)
+        batches.share = share or batches.share
         return Trainer(
-            self._backend(self.network(classes), train[0][0].shape[1:]),
-            Batches(train, self.batch, self.seed, self.flip),
+            (backend or self._backend)(self.network(classes), train[0][0].shape[1:]),
+            batches,
             schedules.make(self.schedule, self.rate, self.steps),
             held_out,
             folder,
@@ -272,6 +283,21 @@ def train(recipe, folder=FOLDER, progress=None):
         print(f"training: stopped; the same command goes on after step {kept[-1]}")
         raise
     network = trained(trainer)
+    leave(recipe, trainer, network, folder)
+    return network, history
+
+
+def leave(recipe, trainer, network, folder):
+    """Write the weights of the network that a trainer has come to, and its history.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    trainer : Trainer
+    network : UNet
+    folder : path-like
+    """
+    folder, history = Path(folder), trainer.history
     save_weights(
         folder / WEIGHTS,
         network,
@@ -283,7 +309,6 @@ def train(recipe, folder=FOLDER, progress=None):
         },
     )
     tensors.replace(folder / HISTORY, _table(history).encode())
-    return network, history
 
 
 def trained(trainer):

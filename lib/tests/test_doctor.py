@@ -16,7 +16,7 @@ def lines(name):
 
 def test_a_whole_machine_is_healthy():
     assert doctor.healthy()
-    for name in ("Python", "packages", "g++", "make", "CPU", "NVRTC"):
+    for name in ("Python", "packages", "g++", "make", "CPU", "NVRTC", "MPI"):
         assert [line.split()[0] for line in lines(name)] == ["ok"]
 
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// A step of AdamW: p -= rate decay p, m += (1 - beta1) (g - m), s = beta2 s + (1 - beta2) g^2,
-// p -= rate m' / (sqrt(s') + eps), where m' and s' make good that both began at 0.
+// A step of AdamW, of all parameters at once.
 //
-// Idea      All parameters in one launch; the gradient is clipped on the way, and the copy that the
-//           convolutions read is written with the parameter.
+// Idea      p -= rate decay p, m += (1 - beta1) (g - m), s = beta2 s + (1 - beta2) g^2,
+//           p -= rate m' / (sqrt(s') + eps), where m' and s' make good that both began at 0.
+//           The gradient is clipped on the way, and the copy that the convolutions read is written
+//           with the parameter.
 // Threads   Thread t of block b does vector b THREADS + t.
 // Shared    None.
 // Moves     Reads parameters, gradients, means and squares, writes all but gradients (and copies).

@@ -19,7 +19,7 @@ avgpool_fprop_1_image(const Element* __restrict__ x, Element* __restrict__ y, in
     wait_for_others();
     let_others_begin();
     const Place place = my_place(C);
-    const int from = readable(place.c, C), image = place.part * pixels;
+    const int from = readable(place, C), image = place.part * pixels;
     Sums<1> mine[VECTOR] = {};
 #pragma unroll 4
     for (int pixel = place.row; pixel < pixels; pixel += ROWS) {

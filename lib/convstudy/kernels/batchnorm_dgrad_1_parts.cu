@@ -16,49 +16,20 @@
 #include "vectors.cuh"
 #include "pixels.cuh"
 #include "rows.cuh"
-#include "windows.cuh"
+#include "batchnorm.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 batchnorm_dgrad_1_parts(const Element* dz, const Element* dpooled, const Element* x,
                         const float* __restrict__ factors, const float* __restrict__ statistics,
-                        float* parts, int N, int H, int W, int C, int pitch_dz,
-                        int pitch_dpooled, int pitch_x, int rows)
+                        float* parts, int N, int H, int W, int C, int pitch_dz, int pitch_dpooled,
+                        int pitch_x, int rows)
 {
     wait_for_others();
     let_others_begin();
     const Place place = my_place(C);
-    const int from = readable(place.c, C);
     const int begin = place.part * rows, end = min(cells_in(N, H, W), begin + rows);
-    float a[VECTOR], b[VECTOR], mean[VECTOR];
-    read(a, factors + from);
-    read(b, factors + C + from);
-    read(mean, statistics + from);
-
-    Sums<2> mine[VECTOR] = {};
-    for (int first = begin; first < end; first += ROWS * EACH) {
-        Loaded loaded[EACH];
-#pragma unroll
-        for (int i = 0; i < EACH; ++i)
-            loaded[i].fetch(dz, dpooled, x,
-                            cell_at(first + place.row + i * ROWS, end, begin, H, W), from, pitch_dz,
-                            pitch_dpooled, pitch_x);
-        loads_end();
-#pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-            const Cell cell = cell_at(first + place.row + i * ROWS, end, begin, H, W);
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                float g[TAPS], value[TAPS];
-                loaded[i].step_back(g, value, cell, v, a[v], b[v]);
-#pragma unroll
-                for (int t = 0; t < TAPS; ++t) {
-                    mine[v].values[0] += g[t];
-                    mine[v].values[1] = fmaf(g[t], value[t] - mean[v], mine[v].values[1]);
-                }
-            }
-        }
-    }
-    const Sums<2> all = merge_rows(mine);
+    const Backward backward = {dz, dpooled, x, H, W, pitch_dz, pitch_dpooled, pitch_x};
+    const Sums<2> all = backward.sums(place, C, begin, end, factors, statistics);
     const int c = place.chunk + threadIdx.x;
     if (threadIdx.x < CHUNK && c < C) {
         float* to = parts + (size_t)place.part * 2 * C + c;

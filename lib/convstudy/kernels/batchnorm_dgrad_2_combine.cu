@@ -14,6 +14,7 @@
 #include "vectors.cuh"
 #include "pixels.cuh"
 #include "rows.cuh"
+#include "batchnorm.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_dgrad_2_combine(const float* __restrict__ parts, const float* __restrict__ statistics,
@@ -35,11 +36,10 @@ batchnorm_dgrad_2_combine(const float* __restrict__ parts, const float* __restri
     const int c = place.c;
     if (place.row > 0 || c >= C) return;
 
-    const float mean = statistics[c], scale = statistics[C + c];
-    const float share = training ? factors[c] / float(pixels) : 0.0f;
-    const float p = share * scale * scale * all.values[1];
-    dweight[c] = scale * all.values[1];
-    dbias[c] = all.values[0];
-    coefficients[c] = p;
-    coefficients[C + c] = fmaf(p, mean, -share * all.values[0]);
+    const Taken taken =
+        taken_back(all, statistics[c], statistics[C + c], factors[c], pixels, training);
+    dweight[c] = taken.dweight;
+    dbias[c] = taken.dbias;
+    coefficients[c] = taken.p;
+    coefficients[C + c] = taken.q;
 }

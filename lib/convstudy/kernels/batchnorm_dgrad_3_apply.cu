@@ -12,7 +12,8 @@
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
-#include "windows.cuh"
+#include "rows.cuh"
+#include "batchnorm.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 batchnorm_dgrad_3_apply(const Element* dz, const Element* dpooled, const Element* x,
@@ -23,33 +24,13 @@ batchnorm_dgrad_3_apply(const Element* dz, const Element* dpooled, const Element
     wait_for_others();
     let_others_begin();
     const Place place = my_place(C);
-    const int cells = cells_in(N, H, W), first = place.part * ROWS * EACH + place.row;
-    if (place.c >= C || first >= cells) return;
+    const int end = cells_in(N, H, W), first = place.part * ROWS * EACH + place.row;
+    if (place.c >= C || first >= end) return;
     float a[VECTOR], b[VECTOR], p[VECTOR], q[VECTOR];
     read(a, factors + place.c);
     read(b, factors + C + place.c);
     read(p, coefficients + place.c);
     read(q, coefficients + C + place.c);
-
-    Loaded loaded[EACH];
-#pragma unroll
-    for (int i = 0; i < EACH; ++i)
-        loaded[i].fetch(dz, dpooled, x, cell_at(first + i * ROWS, cells, first, H, W), place.c,
-                        pitch_dz, pitch_dpooled, pitch_x);
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-        const Cell cell = cell_at(first + i * ROWS, cells, first, H, W);
-        float out[TAPS][VECTOR];
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) {
-            float g[TAPS], value[TAPS];
-            loaded[i].step_back(g, value, cell, v, a[v], b[v]);
-#pragma unroll
-            for (int t = 0; t < TAPS; ++t)
-                out[t][v] = fmaf(a[v], g[t], fmaf(-p[v], value[t], q[v]));
-        }
-#pragma unroll
-        for (int t = 0; t < TAPS; ++t)
-            if (cell.inside[t]) store(dx + offset(cell.pixel[t], pitch_dx, place.c), pack(out[t]));
-    }
+    const Backward backward = {dz, dpooled, x, H, W, pitch_dz, pitch_dpooled, pitch_x};
+    backward.run(first, end, place.c, a, b, p, q, dx, pitch_dx);
 }

@@ -9,13 +9,14 @@
 // Threads   A block has LANES channels. Thread (row, lane) merges parts row, row + ROWS, ...
 // Shared    12 LANES bytes a warp, static: 768 with the defaults.
 // Moves     Reads the parts once.
-// Source    rows.cuh; the formulas are those of PyTorch's BatchNorm2d.
+// Source    moments.cuh; the formulas are those of PyTorch's BatchNorm2d.
 #define VECTOR 1
 #include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
 #include "pixels.cuh"
 #include "rows.cuh"
+#include "moments.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_statistics_2_combine(const float* __restrict__ parts, const float* __restrict__ weight,
@@ -37,18 +38,6 @@ batchnorm_statistics_2_combine(const float* __restrict__ parts, const float* __r
     const Moments all = merge_rows(mine);
     const int c = place.c;
     if (place.row > 0 || c >= C) return;
-
-    float mean = running_mean[c], var = running_var[c];
-    if (count > 0) {
-        const float kept = 1.0f - momentum, old_mean = mean, old_var = var;
-        mean = all.values[1];
-        var = all.values[2] / float(pixels);
-        running_mean[c] = fmaf(momentum, mean, kept * old_mean);
-        running_var[c] = fmaf(momentum, all.values[2] / float(pixels - 1), kept * old_var);
-    }
-    const float scale = 1.0f / sqrtf(var + eps), a = weight[c] * scale;
-    statistics[c] = mean;
-    statistics[C + c] = scale;
-    factors[c] = a;
-    factors[C + c] = fmaf(-mean, a, bias[c]);
+    const Learnt learnt = {running_mean, running_var, statistics, factors};
+    learnt.keep(all, count > 0, c, C, pixels, weight[c], bias[c], eps, momentum);
 }

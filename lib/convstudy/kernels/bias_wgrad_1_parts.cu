@@ -33,7 +33,7 @@ bias_wgrad_1_parts(const Element* dy, const Element* y, Element* dx, float* part
     const Window window = {H, W, P, Q, top, left};
     const int begin = place.part * rows, end = min(N * P * Q, begin + rows);
     const bool mine_to_do = place.c < C;
-    const int from = readable(place.c, C);
+    const int from = readable(place, C);
 
     Sums<1> mine[VECTOR] = {};
     for (int first = begin; first < end; first += ROWS * EACH) {

@@ -14,13 +14,7 @@
 #include "vectors.cuh"
 #include "pixels.cuh"
 #include "rows.cuh"
-
-#ifndef CLASSES
-#define CLASSES 2
-#endif
-#ifndef EACH
-#define EACH (CLASSES > 4 ? 1 : 4)
-#endif
+#include "head.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 head_dgrad_1_parts(const float* dlogits, const Element* z, const float* __restrict__ w, Element* dz,
@@ -31,11 +25,8 @@ head_dgrad_1_parts(const float* dlogits, const Element* z, const float* __restri
     const Place place = my_place(C);
     const bool any = place.c < C;
     const int begin = place.part * rows, end = min(pixels, begin + rows);
-    float weight[CLASSES][VECTOR];
-#pragma unroll
-    for (int k = 0; k < CLASSES; ++k)
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) weight[k][v] = any ? w[k * C + place.c + v] : 0.0f;
+    Filters filters;
+    filters.fetch(w, place.c, C);
 
     Sums<CLASSES> mine[VECTOR + 1] = {};
     for (int first = begin + place.row; first < end; first += ROWS * EACH) {
@@ -43,37 +34,27 @@ head_dgrad_1_parts(const float* dlogits, const Element* z, const float* __restri
         float gradient[EACH][CLASSES];
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
-            const int pixel = first + i * ROWS;
-            in[i] = Packed{};
-            if (any && pixel < end) in[i] = load(z + offset(pixel, pitch_z, place.c));
-#pragma unroll
-            for (int k = 0; k < CLASSES; ++k)
-                gradient[i][k] = pixel < end ? dlogits[(size_t)pixel * CLASSES + k] : 0.0f;
+            // z may be dz: what another thread is to overwrite must not be read.
+            const int pixel = first + i * ROWS < end ? first + i * ROWS : first;
+            in[i] = any ? load(z + offset(pixel, pitch_z, place.c)) : Packed{};
+            fetch_pixel(gradient[i], dlogits, pixel);
         }
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
-            float out[VECTOR] = {};
-#pragma unroll
-            for (int k = 0; k < CLASSES; ++k) {
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    float& sum = mine[v].values[k];
-                    sum = fmaf(gradient[i][k], at(in[i], v), sum);
-                    out[v] = fmaf(gradient[i][k], weight[k][v], out[v]);
-                }
-                mine[VECTOR].values[k] += gradient[i][k];
-            }
             const int pixel = first + i * ROWS;
-            if (any && pixel < end) store(dz + offset(pixel, pitch_dz, place.c), pack(out));
+            if (pixel >= end) continue;
+            float out[VECTOR];
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                out[v] = filters.back(gradient[i], v);
+#pragma unroll
+                for (int k = 0; k < CLASSES; ++k)
+                    mine[v].values[k] = fmaf(gradient[i][k], at(in[i], v), mine[v].values[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < CLASSES; ++k) mine[VECTOR].values[k] += gradient[i][k];
+            if (any) store(dz + offset(pixel, pitch_dz, place.c), pack(out));
         }
     }
-    const Sums<CLASSES> all = merge_rows(mine);
-    const int t = threadIdx.x, lane = t / (VECTOR + 1), v = t % (VECTOR + 1);
-    const int c = place.chunk + lane * VECTOR + v;
-    float* to = parts + (size_t)place.part * CLASSES * (C + 1);
-#pragma unroll
-    for (int k = 0; k < CLASSES; ++k) {
-        if (lane < LANES && v < VECTOR && c < C) to[k * C + c] = all.values[k];
-        if (t == VECTOR && place.chunk == 0) to[CLASSES * C + k] = all.values[k];
-    }
+    write_filters(parts, place, C, merge_rows(mine), 0);
 }

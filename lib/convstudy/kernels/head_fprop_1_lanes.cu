@@ -35,7 +35,7 @@ head_fprop_1_lanes(const Element* __restrict__ x, const float* __restrict__ fact
     const int first = blockIdx.x * ROWS * EACH + threadIdx.x / LANES;
     float sum[EACH][CLASSES] = {};
     for (int begin = 0; begin < C; begin += CHUNK) {
-        const int c = begin + lane * VECTOR, from = readable(c, C);
+        const int c = begin + lane * VECTOR, from = c < C ? c : begin;
         Packed in[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; ++i)

@@ -18,7 +18,7 @@ loss_dgrad_1_pixels(const float* logits, const Target* __restrict__ targets,
     let_others_begin();
     const int pixel = blockIdx.x * THREADS + threadIdx.x;
     if (pixel >= pixels) return;
-    const float by_all = loss[3], by_right = loss[4], share = 1.0f / float(pixels);
+    const float by_all = loss[3], by_right = loss[4], share = loss[5];
     const int target = targets[pixel];
     float probability[CLASSES], slope[CLASSES], dot = 0.0f;
     classify(probability, logits + (size_t)pixel * CLASSES, target);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The cross-entropy of classified images, and its gradient by their logits, in one pass.
 //
-// Idea      The gradient is (softmax - what is right) / images, and needs no sum over images: so it
-//           is written as the loss is found. Parts are (images, 3), as loss_fprop_2_combine takes
-//           them: the cross-entropy, and nothing for Dice. dlogits may be logits. An image whose
-//           target is no class makes the loss NaN.
+// Idea      The gradient is (softmax - what is right) / every, the batch's images here and on other
+//           ranks; it needs no sum over them, so it is written as the loss is found. Parts are
+//           (images, 3), as loss_fprop_2_combine takes them: the cross-entropy, and nothing for
+//           Dice. dlogits may be logits. A target that is no class makes the loss NaN.
 // Adds      To rung 1: any number of classes, shared out among a warp's lanes; fp32 or bf16.
 // Threads   Warp w of block b does image b THREADS / 32 + w.
 // Shared    None: lanes add up by shuffling, in an order that is always the same.
@@ -22,7 +22,7 @@ constexpr int WARP = 32;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 loss_dgrad_2_classes(const Element* logits, const int* __restrict__ targets, Element* dlogits,
-                     float* __restrict__ parts, int images, int classes)
+                     float* __restrict__ parts, int images, int classes, int every)
 {
     wait_for_others();
     let_others_begin();
@@ -44,7 +44,7 @@ loss_dgrad_2_classes(const Element* logits, const int* __restrict__ targets, Ele
     for (int apart = WARP / 2; apart > 0; apart /= 2)
         total += __shfl_xor_sync(0xffffffffu, total, apart);
     // dlogits may be logits: every lane has read what it needs of others' by the shuffles above.
-    const float share = 1.0f / total, mean = 1.0f / float(images);
+    const float share = 1.0f / total, mean = 1.0f / float(every);
     for (int k = lane; k < classes; k += WARP) {
         const float wanted = k == target ? 1.0f : 0.0f;
         dlogits[(size_t)image * classes + k] =

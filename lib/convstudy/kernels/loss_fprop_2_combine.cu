@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Cross-entropy and Dice, second half: the loss, and what its gradient needs.
 //
-// Idea      One block adds up the parts in a fixed order. It leaves five numbers: the loss, which
-//           is the mean cross-entropy and 1 - Dice; the two; and the two factors of Dice's
-//           gradient, by probabilities and by what is right.
+// Idea      One block adds up the parts in a fixed order. It leaves six numbers: the loss, which
+//           is the mean cross-entropy and 1 - Dice; the two; the two factors of Dice's gradient,
+//           by probabilities and by what is right; and that of the cross-entropy's. Parts and
+//           pixels may be of more images than the gradient is then taken of.
 // Threads   Thread t adds parts t, t + THREADS, ...
 // Shared    12 bytes a warp, static: 96 with the defaults.
 // Moves     Reads the parts.
@@ -35,4 +36,5 @@ loss_fprop_2_combine(const float* __restrict__ parts, float* __restrict__ loss, 
     loss[2] = dice;
     loss[3] = dice / both;
     loss[4] = 2.0f / both;
+    loss[5] = 1.0f / float(pixels);
 }

@@ -31,8 +31,11 @@ __device__ __forceinline__ Place my_place(int C)
             int(blockIdx.x / chunks), chunk};
 }
 
-// Of a thread beyond the last channel, a channel that can be read, so that it keeps step.
-__device__ __forceinline__ int readable(int c, int C) { return min(c, C - VECTOR); }
+// Of a thread beyond the last channel, the first of its block, so that it can keep step.
+__device__ __forceinline__ int readable(const Place& place, int C)
+{
+    return place.c < C ? place.c : place.chunk;
+}
 
 // Where loads end and their use begins. The compiler would move a load down to its use, and then
 // the next would have to wait for that; over this it moves none, unless it knows (by __restrict__,

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// A step of RMSprop: s = alpha s + (1 - alpha) g^2, v = momentum v + g / (sqrt(s) + eps),
-// p -= rate v, with the decay added to g.
+// A step of RMSprop, of all parameters at once.
 //
-// Idea      All parameters in one launch; the gradient is clipped on the way, and the copy that the
-//           convolutions read is written with the parameter.
+// Idea      s = alpha s + (1 - alpha) g^2, v = momentum v + g / (sqrt(s) + eps), p -= rate v,
+//           with the decay added to g.
+//           The gradient is clipped on the way, and the copy that the convolutions read is written
+//           with the parameter.
 // Threads   Thread t of block b does vector b THREADS + t.
 // Shared    None.
-// Moves     Reads parameters, gradients, squares and momenta, writes all but gradients, and copies.
+// Moves     Reads parameters, gradients, squares and momenta, writes the others (and copies).
 // Source    PyTorch's documentation of RMSprop.
 #include "overlap.cuh"
 #include "ptx.cuh"

@@ -15,31 +15,13 @@ struct Sums {
     }
 };
 
-// How many, their mean, and the sum of their squared distances from it.
-struct Moments {
-    static constexpr int SIZE = 3;
-    float values[3];
-
-    // T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise algorithm for
-    // computing sample variances", 1979: no large squares whose difference would be lost.
-    __device__ __forceinline__ void merge(const Moments& other)
-    {
-        const float count = values[0] + other.values[0];
-        // Of nothing and another, the other is taken as it is.
-        const float share = values[0] > 0.0f ? __fdividef(other.values[0], count) : 1.0f;
-        const float between = other.values[1] - values[1];
-        values[2] += fmaf(between * between, values[0] * share, other.values[2]);
-        values[1] = fmaf(between, share, values[1]);
-        values[0] = count;
-    }
-};
-
 // Each thread has COUNT parts. Thread t < LANES COUNT gets, of all rows, part t % COUNT of lane
 // t / COUNT. All threads of the block must call this, and once only.
 template <int COUNT, class Part>
 __device__ __forceinline__ Part merge_rows(Part (&mine)[COUNT])
 {
     static_assert(LANES * COUNT <= THREADS, "each merged part has its thread");
+    static_assert((WARPS & (WARPS - 1)) == 0, "warps are halved");
     __shared__ Part room[WARPS][LANES * COUNT];
     const int t = threadIdx.x, lane = t % 32;
 #pragma unroll
@@ -56,11 +38,13 @@ __device__ __forceinline__ Part merge_rows(Part (&mine)[COUNT])
 #pragma unroll
         for (int n = 0; n < COUNT; ++n) room[t / 32][lane * COUNT + n] = mine[n];
     __syncthreads();  // every warp's parts are there before they are read
-    Part all = {};
-    if (t < LANES * COUNT) {
-        all = room[0][t];
-#pragma unroll 4
-        for (int warp = 1; warp < WARPS; ++warp) all.merge(room[warp][t]);
+#pragma unroll
+    for (int half = WARPS / 2; half > 0; half /= 2) {
+#pragma unroll
+        for (int i = t; i < half * LANES * COUNT; i += THREADS)
+            room[i / (LANES * COUNT)][i % (LANES * COUNT)].merge(
+                room[half + i / (LANES * COUNT)][i % (LANES * COUNT)]);
+        __syncthreads();  // a half is merged before it is halved
     }
-    return all;
+    return t < LANES * COUNT ? room[0][t] : Part{};
 }

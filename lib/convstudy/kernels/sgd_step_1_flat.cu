@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// A step of SGD: v = momentum v + g, p -= rate v, with the decay added to g.
+// A step of SGD, of all parameters at once.
 //
-// Idea      All parameters in one launch; the gradient is clipped on the way, and the copy that the
-//           convolutions read is written with the parameter.
+// Idea      v = momentum v + g, p -= rate v, with the decay added to g.
+//           The gradient is clipped on the way, and the copy that the convolutions read is written
+//           with the parameter.
 // Threads   Thread t of block b does vector b THREADS + t.
 // Shared    None.
 // Moves     Reads parameters, gradients and momenta, writes parameters and momenta (and copies).

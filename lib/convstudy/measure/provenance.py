@@ -5,7 +5,6 @@ Nothing here names a host, a user or a folder.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,9 +13,9 @@ import subprocess
 
 from convstudy import paths
 from convstudy.device import array_module, devices
+from convstudy.source import tree_sha256
 
 COMMIT_VARIABLE = "CONVSTUDY_COMMIT"
-_SOURCES = ("*.py", "*.cu", "*.cuh", "*.h", "*.cpp", "*.json")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # The line of names above the rows begins with GPU0 too, but goes on with no way to anything.
 _TOPOLOGY_ROW = re.compile(r"^GPU(\d+)\s+((?:X|NV|PIX|PXB|PHB|NODE|SYS).*)", re.MULTILINE)
@@ -208,13 +207,3 @@ def source():
     clean = named or all(_output(*status, what) == "" for what in whats)
     # Who names the commit vouches for the files; the hash lets anyone check.
     return {"commit": commit, "dirty": not clean, "sha256": tree_sha256()}
-
-
-def tree_sha256(folder=paths.PACKAGE):
-    """Return one hash over all source files of the library."""
-    total = hashlib.sha256()
-    files = {file for pattern in _SOURCES for file in folder.rglob(pattern)}
-    for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
-        total.update(file.relative_to(folder).as_posix().encode() + b"\0")
-        total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()

@@ -29,15 +29,37 @@ def batch_norm_train(x, weight, bias, eps=1e-5):
     mean, var : (C,) arrays
         The variance is the mean square, not the unbiased one that running statistics are fed with.
     """
-    mean = x.mean(axis=(0, 2, 3), dtype=np.float64).astype(x.dtype)
+    return batch_norm_everywhere(x, weight, bias, eps)[:3]
+
+
+def batch_norm_everywhere(x, weight, bias, eps=1e-5, total=None):
+    """Do what `batch_norm_train` does, where others may have more images of the batch.
+
+    Parameters
+    ----------
+    x, weight, bias, eps
+        As in `batch_norm_train`.
+    total : callable, optional
+        ``total(sums)`` adds a float64 array up over all who have images, in place, and returns it.
+
+    Returns
+    -------
+    y, mean, var : arrays
+        As of `batch_norm_train`.
+    count : int
+        Pixels of a channel that the statistics are of.
+    """
+    (sums,), count = _everywhere(total, x, x.sum(axis=(0, 2, 3), dtype=np.float64))
+    mean = (sums / count).astype(x.dtype)
     y = x - _channels(mean)
-    var = (_sums(y, y) / (x.size // x.shape[1])).astype(x.dtype)
+    (squares,), _ = _everywhere(total, x, _sums(y, y))
+    var = (squares / count).astype(x.dtype)
     y *= _channels(weight / np.sqrt(var + eps))
     y += _channels(bias)
-    return y, mean, var
+    return y, mean, var, count
 
 
-def batch_norm_dgrad(dy, x, weight, mean, var, eps=1e-5, training=True):
+def batch_norm_dgrad(dy, x, weight, mean, var, eps=1e-5, training=True, total=None):
     """Return the gradients of batch norm's input, weight and bias.
 
     Parameters
@@ -49,11 +71,14 @@ def batch_norm_dgrad(dy, x, weight, mean, var, eps=1e-5, training=True):
     eps : float
     training : bool
         The statistics are those of `x`, and change with it; else they are constants.
+    total : callable, optional
+        As in `batch_norm_everywhere`.
 
     Returns
     -------
     dx : (N, C, H, W) array
     dweight, dbias : (C,) arrays
+        Of these images alone, whoever has more.
     """
     centred = x - _channels(mean)
     scale = 1 / np.sqrt(var + eps)
@@ -62,10 +87,11 @@ def batch_norm_dgrad(dy, x, weight, mean, var, eps=1e-5, training=True):
     dx = dy * _channels(weight * scale)
     if training:
         # What of dy would shift all outputs, or stretch them, the statistics take back.
-        share = weight * scale / (x.size // x.shape[1])
-        centred *= _channels((share * scale * dweight).astype(x.dtype))
+        (stretch, shift), count = _everywhere(total, x, dweight, dbias)
+        share = weight * scale / count
+        centred *= _channels((share * scale * stretch).astype(x.dtype))
         dx -= centred
-        dx -= _channels((share * dbias).astype(x.dtype))
+        dx -= _channels((share * shift).astype(x.dtype))
     return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)
 
 
@@ -206,6 +232,15 @@ def head_wgrad(x, dy):
     flat = dy.reshape(n, -1, height * width)
     dw = np.matmul(flat, x.reshape(n, c, height * width).swapaxes(1, 2)).sum(axis=0)
     return dw[:, :, None, None], bias_grad(dy)
+
+
+def _everywhere(total, x, *sums):
+    """Return sums over the pixels of a channel, and how many these are, with others' images too."""
+    count = x.size // x.shape[1]
+    if total is None:
+        return sums, count
+    *sums, counts = total(np.array([*sums, np.full(x.shape[1], count)], np.float64))
+    return sums, int(counts[0])
 
 
 def _channels(values):

@@ -5,25 +5,34 @@ Forward: statistics of parts (`launch_statistics_parts`, or a convolution as it 
 what all of them say together (`launch_statistics`), and ``y = relu(a x + b)`` (`launch_norm`).
 Backward: sums of parts (`launch_norm_dgrad_parts`), what follows from them
 (`launch_norm_dgrad_sums`), and the gradient of x (`launch_norm_dgrad`), which are told what forward
-did besides: nothing that it wrote is read, but x and the statistics.
+did besides: nothing that it wrote is read, but x and the statistics. Where images `are_small`, one
+launch does all of forward (`launch_norm_whole`), and one all of backward
+(`launch_norm_dgrad_whole`).
 
-Of arrays that launches pass to each other, all float32: ``parts`` (parts, 2, C), ``statistics``
-(2, C) the mean and 1 / sqrt(var + eps), ``factors`` (2, C) the a and the b.
+Of arrays that launches pass to each other, all float32: ``parts`` (parts, 2, C), forward the mean
+of each part and the sum of squared distances from it, backward two sums; ``statistics`` (2, C), the
+mean and 1 / sqrt(var + eps); ``factors`` (2, C), the a and the b. All start on 16 bytes.
 """
 
 import functools
 import math
+from dataclasses import replace
 
-from convstudy.nn.pixels import count_pixels, share, share_parts
+from convstudy.nn.pixels import count_pixels, power_of_two, share, share_parts
 
 KERNELS = (
     "batchnorm_statistics_1_parts",
     "batchnorm_statistics_2_combine",
     "batchnorm_fprop_2_scale_shift",
+    "batchnorm_fprop_3_whole",
     "batchnorm_dgrad_1_parts",
     "batchnorm_dgrad_2_combine",
     "batchnorm_dgrad_3_apply",
+    "batchnorm_dgrad_4_whole",
 )
+# Up to so many pixels of all images, a block that has them all is done before three launches have
+# begun: an estimate, which has not been measured.
+_FEW_PIXELS = 2048
 # Cells of one thread.
 _EACH = 4
 
@@ -74,10 +83,7 @@ def launch_statistics(pixels, channels, rows, eps=1e-5, momentum=0.1):
     eps, momentum : float
         As PyTorch's BatchNorm2d has them.
     """
-    if pixels < 2:
-        raise ValueError(
-            "batch_norm: one pixel has no variance to train on; pass larger images or more of them"
-        )
+    _check_trainable(pixels)
     count = math.ceil(pixels / rows)
     return _combine(channels, count, (count, rows, pixels, float(eps), float(momentum)))
 
@@ -131,6 +137,40 @@ def launch_norm(
     return sharing.launch(
         "batchnorm_fprop_2_scale_shift", parts, (n, h, w, c, *pitches), _but_defaults(defines)
     )
+
+
+def are_small(shape):
+    """Return whether one launch is likely to be faster than three, in training."""
+    return count_pixels("batch_norm", shape) <= _FEW_PIXELS
+
+
+@functools.cache
+def launch_norm_whole(
+    shape,
+    dtype,
+    relu=True,
+    residual=False,
+    pool=False,
+    eps=1e-5,
+    momentum=0.1,
+    *,
+    pitch_x=None,
+    pitch_residual=None,
+    pitch_y=None,
+    pitch_pooled=None,
+):
+    """Return the launch that does what `launch_statistics_parts` and the two that follow do.
+
+    It takes (x, weight, bias, running_mean, running_var, statistics, factors, residual, y, pooled).
+    """
+    cells = count_cells(shape, pool)
+    n, h, w, c = shape
+    _check_trainable(n * h * w)
+    pitches = [pitch or c for pitch in (pitch_x, pitch_residual, pitch_y, pitch_pooled)]
+    sharing = _share_whole(c, dtype, cells, 512, pitches)
+    defines = (("RELU", int(relu)), ("RESIDUAL", int(residual)), ("POOL", int(pool)))
+    scalars = (*shape, *pitches, float(eps), float(momentum))
+    return sharing.launch("batchnorm_fprop_3_whole", 1, scalars, _but_defaults(defines))
 
 
 @functools.cache
@@ -204,18 +244,58 @@ def launch_norm_dgrad(
     return _launch_dgrad(kernel, shape, dtype, (relu, pool, direct), pitches)
 
 
+@functools.cache
+def launch_norm_dgrad_whole(
+    shape,
+    dtype,
+    relu=True,
+    pool=False,
+    direct=True,
+    training=True,
+    *,
+    pitch_dz=None,
+    pitch_dpooled=None,
+    pitch_x=None,
+    pitch_dx=None,
+):
+    """Return the launch that does what `launch_norm_dgrad_parts` and the two that follow do.
+
+    It takes (dz, dpooled, x, factors, statistics, dweight, dbias, dx).
+    """
+    defines, cells = _dgrad_defines(relu, pool, direct), count_cells(shape, pool)
+    pitches = [pitch or shape[3] for pitch in (pitch_dz, pitch_dpooled, pitch_x, pitch_dx)]
+    sharing = _share_whole(shape[3], dtype, cells, 256 if pool else 512, pitches)
+    scalars = (*shape, *pitches, int(training))
+    return sharing.launch("batchnorm_dgrad_4_whole", 1, scalars, defines)
+
+
+def _share_whole(channels, dtype, cells, threads, pitches):
+    # Few channels to a block, so that there are many blocks; a sector is 32 bytes.
+    sharing = share("batch_norm", channels, dtype, *pitches, line_bytes=32)
+    needed = max(32, sharing.lanes * power_of_two(cells))
+    return replace(sharing, threads=min(threads, needed))
+
+
 def _launch_dgrad(kernel, shape, dtype, options, pitches, rows=None):
-    relu, pool, direct = options
+    defines, pool = _dgrad_defines(*options), options[1]
+    cells, pitches = count_cells(shape, pool), [pitch or shape[3] for pitch in pitches]
+    sharing = share("batch_norm", shape[3], dtype, *pitches, threads=128 if pool else 256)
+    each = rows or sharing.rows * (1 if pool else _EACH)
+    scalars = (*shape, *pitches, *((rows,) if rows else ()))
+    return sharing.launch(kernel, math.ceil(cells / each), scalars, defines)
+
+
+def _dgrad_defines(relu, pool, direct):
     if not (pool or direct):
         raise ValueError("batch_norm: an output that nothing used has no gradient; leave it out")
-    cells = count_cells(shape, pool)
-    n, h, w, c = shape
-    pitches = [pitch or c for pitch in pitches]
-    sharing = share("batch_norm", c, dtype, *pitches, threads=128 if pool else 256)
-    each = rows or sharing.rows * (1 if pool else _EACH)
-    scalars = (n, h, w, c, *pitches, *((rows,) if rows else ()))
-    defines = (("RELU", int(relu)), ("POOL", int(pool)), ("DIRECT", int(direct)))
-    return sharing.launch(kernel, math.ceil(cells / each), scalars, _but_defaults(defines))
+    return _but_defaults((("RELU", int(relu)), ("POOL", int(pool)), ("DIRECT", int(direct))))
+
+
+def _check_trainable(pixels):
+    if pixels < 2:
+        raise ValueError(
+            "batch_norm: one pixel has no variance to train on; pass larger images or more of them"
+        )
 
 
 def _but_defaults(defines):

@@ -72,7 +72,7 @@ class Sharing:
         return Launch(kernel, grid, (self.threads,), scalars, (*self.defines, *defines))
 
 
-def share(who, channels, dtype, *pitches, threads=THREADS, vectors=True):
+def share(who, channels, dtype, *pitches, threads=THREADS, vectors=True, line_bytes=128):
     """Return the `Sharing` of arrays of so many channels, of these pitches.
 
     Vectors of 16 bytes where the channels and every pitch are made of them (and `vectors` are
@@ -85,17 +85,17 @@ def share(who, channels, dtype, *pitches, threads=THREADS, vectors=True):
             raise ValueError(f"{who}: a pitch of {pitch} is less than the {channels} channels")
     if not vectors or any(size % vector for size in (channels, *pitches)):
         vector = 1
-    # 8 vectors are a line of 128 bytes; single numbers go by the warp.
-    most = 8 if vector > 1 else 32
-    lanes = min(most, _power_of_two(math.ceil(channels / vector)))
+    # A row of a block is to read so many bytes side by side, or as many as there are.
+    most = min(32, line_bytes // (vector * itemsize(who, dtype)))
+    lanes = min(most, power_of_two(math.ceil(channels / vector)))
     return Sharing(who, channels, lanes, vector, threads, dtype == "bfloat16")
 
 
 def share_parts(who, channels, parts):
     """Return the `Sharing` of kernels that put `parts` together, each of so many channels."""
-    lanes = min(8, _power_of_two(channels))
+    lanes = min(8, power_of_two(channels))
     # As many rows as there are parts, but whole warps of them.
-    threads = min(1024, max(32, lanes * _power_of_two(parts)))
+    threads = min(1024, max(32, lanes * power_of_two(parts)))
     return Sharing(who, channels, lanes, 1, threads, False)
 
 
@@ -171,6 +171,6 @@ def itemsize(who, dtype):
     return _ITEMSIZE[dtype]
 
 
-def _power_of_two(number):
+def power_of_two(number):
     """Return the least power of two that is no less."""
     return 1 << (number - 1).bit_length()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A tape: an execution on the CPU that remembers what it ran, and takes gradients backwards."""
 
+from collections import Counter
+
 import numpy as np
 
 from convstudy.nn import gradients
@@ -23,6 +25,9 @@ class TapeOps(Ops):
         takes the running statistics, which stay. It may be changed between passes.
     momentum : float
         How far running statistics go towards those of a batch.
+    total : callable, optional
+        Where others have more images of the batch: as in `gradients.batch_norm_everywhere`.
+        Batch norm is then over the whole of it.
 
     Attributes
     ----------
@@ -39,9 +44,9 @@ class TapeOps(Ops):
 
     name = "tape"
 
-    def __init__(self, ops=None, training=True, momentum=0.1):
+    def __init__(self, ops=None, training=True, momentum=0.1, total=None):
         self._ops = ops or ImageOps()
-        self.training, self.momentum = training, momentum
+        self.training, self.momentum, self.total = training, momentum, total
         self.recording = True
         self.parameters = {}
         # An array is known by its `id`. None is reused: the tape holds every one that it knows.
@@ -59,13 +64,16 @@ class TapeOps(Ops):
         self.parameters[name] = placed
         return placed
 
-    def backward(self, dy):
+    def backward(self, dy, ready=None):
         """Return the gradient of every parameter that was used, by name; wipe the tape.
 
         Parameters
         ----------
         dy : array
             The gradient of what the last call returned.
+        ready : callable, optional
+            ``ready(name, gradient)`` is called as soon as a parameter's gradient is whole, before
+            the next one is begun.
 
         Raises
         ------
@@ -75,15 +83,18 @@ class TapeOps(Ops):
         if not self._tape:
             raise RuntimeError("TapeOps.backward: the tape is empty; run the network first")
         pending, by_name = {id(self._tape[-1][0]): dy}, {}
+        uses = Counter(name for *_, names in self._tape for name in names)
         while self._tape:
-            output, back = self._tape.pop()
+            output, back, names = self._tape.pop()
             gradient = pending.pop(id(output), None)
-            if gradient is None:  # nothing that was asked for depends on it
-                continue
-            for array, share in back(gradient):
+            # Where there is none, nothing that was asked for depends on the output.
+            for array, share in () if gradient is None else back(gradient):
                 name = self._names.get(id(array))
                 found, key = (pending, id(array)) if name is None else (by_name, name)
                 found[key] = found[key] + share if key in found else share
+                if ready and uses[name] == 1:
+                    ready(name, by_name[name])
+            uses.subtract(names)
         self._made.clear()
         return by_name
 
@@ -92,10 +103,11 @@ class TapeOps(Ops):
         self._tape.clear()
         self._made.clear()
 
-    def _record(self, output, back):
+    def _record(self, output, back, *parameters):
         """Write a call down: ``back(dy)`` yields each of its inputs with the input's gradient."""
         if self.recording:
-            self._tape.append((output, back))
+            names = [self._names[id(each)] for each in parameters if id(each) in self._names]
+            self._tape.append((output, back, names))
             self._made.add(id(output))
         return output
 
@@ -110,13 +122,14 @@ class TapeOps(Ops):
             if inner:
                 yield x, self._ops.conv2d_dgrad(dy, w, x.shape[2:], padding, stride)
 
-        return self._record(self._ops.conv2d(x, w, padding, stride, bias), back)
+        used = (w,) if bias is None else (w, bias)
+        return self._record(self._ops.conv2d(x, w, padding, stride, bias), back, *used)
 
     def batch_norm(self, x, weight, bias, mean, var, eps=1e-5):
-        training = self.training
+        training, total = self.training, self.total_of(weight)
         if training:
-            y, *statistics = gradients.batch_norm_train(x, weight, bias, eps)
-            self._follow(mean, var, *statistics, x.size // x.shape[1])
+            y, *statistics, count = gradients.batch_norm_everywhere(x, weight, bias, eps, total)
+            self._follow(mean, var, *statistics, count)
         else:
             statistics = mean, var
             y = self._ops.batch_norm(np.array(x), weight, bias, *statistics, eps)
@@ -124,11 +137,15 @@ class TapeOps(Ops):
         def back(dy):
             return zip(
                 (x, weight, bias),
-                gradients.batch_norm_dgrad(dy, x, weight, *statistics, eps, training),
+                gradients.batch_norm_dgrad(dy, x, weight, *statistics, eps, training, total),
                 strict=True,
             )
 
-        return self._record(y, back)
+        return self._record(y, back, weight, bias)
+
+    def total_of(self, weight):
+        """Return what adds up the sums of the batch norm of this weight, or None."""
+        return self.total
 
     def _follow(self, mean, var, batch_mean, batch_var, count):
         """Let the running statistics go some way towards those of a batch."""
@@ -163,14 +180,14 @@ class TapeOps(Ops):
             dw, dbias = gradients.linear_wgrad(x, dy)
             return (w, dw), (bias, dbias), (x, gradients.linear_dgrad(dy, w, x.shape))
 
-        return self._record(self._ops.linear(x, w, bias), back)
+        return self._record(self._ops.linear(x, w, bias), back, w, bias)
 
     def conv_transpose2d(self, x, w, bias):
         def back(dy):
             dw, dbias = gradients.conv_transpose2d_wgrad(x, dy)
             return (w, dw), (bias, dbias), (x, gradients.conv_transpose2d_dgrad(dy, w))
 
-        return self._record(self._ops.conv_transpose2d(x, w, bias), back)
+        return self._record(self._ops.conv_transpose2d(x, w, bias), back, w, bias)
 
     def upsample_bilinear(self, x):
         y = self._ops.upsample_bilinear(x)
@@ -188,4 +205,4 @@ class TapeOps(Ops):
             dw, dbias = gradients.head_wgrad(x, dy)
             return (w, dw), (bias, dbias), (x, gradients.head_dgrad(dy, w))
 
-        return self._record(self._ops.head(x, w, bias), back)
+        return self._record(self._ops.head(x, w, bias), back, w, bias)

@@ -81,7 +81,7 @@ class ChunkedForward:
         with self._pipeline.lanes[0].active():
             y = self._pipeline.lanes[0].host_empty(y_shape)
         chunks = [
-            Chunk(x[part].shape, _copy_of(x[part]), self._compute, y[part])
+            Chunk(x[part].shape, copy_of(x[part]), self._compute, y[part])
             for part in split(len(x), self.chunks)
         ]
         self._pipeline.run(chunks, record=record)
@@ -100,5 +100,6 @@ class ChunkedForward:
         return self.network.apply(x, self._ops[lane.device])
 
 
-def _copy_of(part):
+def copy_of(part):
+    """Return what writes a part of a batch into page-locked memory."""
     return lambda staged: np.copyto(staged, part)

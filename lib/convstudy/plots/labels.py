@@ -54,9 +54,20 @@ def times(ratio):
     return f"{significant(ratio)}×" if math.isfinite(ratio) else ""
 
 
-def many(count, thing):
+def known(value, digits=3):
+    """Return `value` to so many digits, or nothing where it is not known.
+
+    Examples
+    --------
+    >>> known(27.064), known(float("nan"))
+    ('27.1', '')
+    """
+    return significant(value, digits) if math.isfinite(value) else ""
+
+
+def many(count, thing, plural="s"):
     """Return ``1 GPU`` or ``2 GPUs``."""
-    return f"{count} {thing}{'s' * (count != 1)}"
+    return f"{count} {thing}{plural * (count != 1)}"
 
 
 def marked(text, stale):

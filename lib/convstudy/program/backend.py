@@ -59,12 +59,13 @@ class GpuBackend(Backend):
         network.check(np.zeros(self.shape, np.float32))
         rule = optimizer, dict(options or {}), clip
         self._make = lambda n, h, w: Step(
-            network, (n, network.n_channels, h, w), precision, *rule, self.device
+            *(network, (n, network.n_channels, h, w), precision, *rule, self.device),
+            **self._sharing(),
         )
         n, _, h, w = self.shape
         self._step = self._make(n, h, w)
         self.program = self._step.program
-        self._replay = Replay(self.program)
+        self._replay = Replay(self.program, self._reached)
         # Predictions are another program's, of the weights as they were when it was last asked.
         self._shadow = network.without_parameters()
         self._predictors, self._is_new = {}, True
@@ -72,9 +73,21 @@ class GpuBackend(Backend):
         self._counts = {k: a for k, a in state.items() if k.endswith("num_batches_tracked")}
         self._put_network(state)
 
+    # What ranks do otherwise, who have only some of the images.
+
+    _reached = None
+
+    def _sharing(self):
+        """Return the options of `Step` that say who trains on the same batch."""
+        return {}
+
     def step(self, images, masks, rate):
         self.load(images, masks, rate)
         self.run()
+        return self._outcome()
+
+    def _outcome(self):
+        """Return what came of the step that was run, and count it."""
         for count in self._counts.values():
             count += 1
         loss, norm = self._get(self._step.loss), self._get(self._step.control)

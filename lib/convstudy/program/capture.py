@@ -10,17 +10,20 @@ class Replay:
     Parameters
     ----------
     program : Program
+    reached : callable, optional
+        As in `Program.run`. What it asks for on the current stream, or on others that wait for
+        it and that it waits for, becomes part of the graph: it is called once, and never again.
     """
 
-    def __init__(self, program):
-        self.program = program
+    def __init__(self, program, reached=None):
+        self.program, self._reached = program, reached
         self._graph = None
 
     def run(self):
         """Run it once, on CuPy's current stream; on a GPU, return before it is done."""
         device = self.program.device
         if not device.is_gpu:
-            self.program.run(checked=False)
+            self.program.run(checked=False, reached=self._reached)
             return
         cuda = array_module(device).cuda
         with cuda.Device(device.index):
@@ -45,5 +48,5 @@ class Replay:
         cuda.get_current_stream().synchronize()
         with stream:
             stream.begin_capture()
-            self.program.run()
+            self.program.run(reached=self._reached)
             return stream.end_capture()

@@ -78,6 +78,23 @@ class Inference:
         """Compute the scores of the batch that was loaded; on a GPU, return before it is done."""
         self._replay.run()
 
+    def run_on(self, images):
+        """Compute the scores of images that lie on the device, and do not wait.
+
+        Parameters
+        ----------
+        images : (N, C, H, W) float32 array
+
+        Returns
+        -------
+        (N, H, W, n_classes) float32 array
+            On the device; the next run writes over it.
+        """
+        n, _, h, w = self.shape
+        self.program.array(self._low.images)[: images.size] = images.reshape(-1)
+        self.run()
+        return self.program.array(self._scores).reshape(n, h, w, -1)
+
     def scores(self):
         """Return the last run's result as a NumPy array, float32.
 

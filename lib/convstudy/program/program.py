@@ -92,7 +92,8 @@ class Builder:
 
     def __init__(self, device):
         self.device, self.function = device, ""
-        self._steps, self._marks, self._beforehand, self._functions = [], [], [], []
+        self._steps, self._beforehand, self._functions = [], [], []
+        self._marks, self._touched = [], []
 
     def buffer(self, size, dtype=np.float32, kept=False):
         """Return a new `Buffer`."""
@@ -145,9 +146,18 @@ class Builder:
                 steps.add(number)
         return made, steps
 
-    def mark(self, name):
-        """Name this place: whoever runs the program may do something when it is reached."""
-        self._marks.append((len(self._steps), name))
+    def mark(self, name, *touched):
+        """Name this place: whoever runs the program may do something when it is reached.
+
+        Parameters
+        ----------
+        name : str
+        *touched : Buffer
+            What that reads or writes: both hold something before this place, and after.
+        """
+        here = len(self._steps)
+        self._marks.append((here, name))
+        self._touched += [(step, each) for each in touched for step in (here - 1, here)]
 
     def finish(self):
         """Return the `Program`."""
@@ -155,8 +165,9 @@ class Builder:
             tuple((launch, tuple(at)) for launch, at in each)
             for each in (self._steps, self._beforehand)
         )
-        marks, functions = tuple(self._marks), tuple(self._functions)
-        return Program(self.device, steps, marks, beforehand, functions)
+        given = self._marks, self._touched, self._functions
+        marks, touched, functions = map(tuple, given)
+        return Program(self.device, steps, marks, beforehand, functions, touched)
 
 
 def _place(array):
@@ -182,6 +193,8 @@ class Program:
         What is launched whenever parameters have changed, by `run_beforehand`.
     functions : tuple of str
         What each step is for, as `Builder.function` said.
+    touched : tuple of (int, Buffer)
+        What is used at a mark, with the numbers of the steps before and after it.
     arena_bytes, kept_bytes : int
         What is allocated for the buffers that share memory, and for those that are kept.
     allocated_bytes : int
@@ -195,16 +208,21 @@ class Program:
     marks: tuple = ()
     beforehand: tuple = ()
     functions: tuple = ()
+    touched: tuple = ()
     arena_bytes: int = field(init=False)
     kept_bytes: int = field(init=False)
     least_bytes: int = field(init=False)
 
     def __post_init__(self):
         spans = {}
-        for i, (_, places) in enumerate(self.steps):
-            for buffer, _ in filter(None, places):
-                first, _ = spans.get(buffer, (i, i))
-                spans[buffer] = first, i
+        uses = [
+            (i, buffer)
+            for i, (_, places) in enumerate(self.steps)
+            for buffer, _ in filter(None, places)
+        ]
+        for i, buffer in (*uses, *self.touched):
+            first, last = spans.get(buffer, (i, i))
+            spans[buffer] = min(first, i), max(last, i)
         for _, places in self.beforehand:
             spans |= {buffer: (0, 0) for buffer, _ in places if buffer not in spans}
         self._kept = [buffer for buffer in spans if buffer.kept]

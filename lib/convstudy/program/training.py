@@ -18,6 +18,9 @@ from convstudy.program.weights import Layout
 from convstudy.train import flat, loss_nhwc
 from convstudy.train.optimizers import OPTIMIZERS
 
+# Marks: the loss is taken; all gradients are there; all is done.
+LOSS, SUMS, END = "loss", "sums", "end"
+
 _MOMENTUM = 0.1
 
 
@@ -47,11 +50,21 @@ class Step:
     clip : float or None
         The most that the norm of all gradients may be.
     device : Device
+    ranks : int
+        Who trains on one batch together, each with a step like this one and images of its own.
+        The loss is that of them all, and gradients are what these images add to it.
+    synchronised : bool
+        Whether norms take the statistics of all ranks' images, or each of its own.
 
     Attributes
     ----------
     program : Program
-        At the mark ``ready <name>`` the gradient of that parameter is complete.
+        At the mark ``ready <name>`` the gradient of that parameter is complete; at `SUMS` all
+        are, and from there on they are taken for the sums over all ranks. Forward ends at `LOSS`,
+        and all at `END`.
+    gathers : dict of str to (Buffer, Buffer)
+        By mark, what each rank has there, and where it is taken to have come from all, in their
+        order, when the program goes on.
     layout, running : Layout
         Of the trained parameters, and of the norms' running statistics.
     weights, gradients, statistics : Buffer
@@ -65,7 +78,18 @@ class Step:
         of (N, H, W), or (N,) of images that are classified.
     """
 
-    def __init__(self, network, shape, precision, optimizer, options, clip, device):
+    def __init__(
+        self,
+        network,
+        shape,
+        precision,
+        optimizer,
+        options,
+        clip,
+        device,
+        ranks=1,
+        synchronised=True,
+    ):
         low = self._low = Lowering(network, shape, precision, device)
         builder = self._builder = low.builder
         self.images = low.images
@@ -87,16 +111,21 @@ class Step:
         self.masks = builder.buffer(math.prod(self.masks_shape), np.int32, kept=True)
         self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
         self._dtype = low.dtype.name
-        self._kept, self._arrives = {}, defaultdict(list)
+        self._kept, self._arrives, self._sums = {}, defaultdict(list), {}
+        self.ranks, self.gathers = ranks, {}
+        self._together = ranks if synchronised else 1
 
         for operation in low.operations:
             builder.function = operation.function
             _FORWARD[type(operation)](self, operation)
         self._take_loss()
+        builder.mark(LOSS)
         for operation in reversed(low.operations):
             builder.function = operation.function
             _BACKWARD[type(operation)](self, operation)
+        builder.mark(SUMS)
         self._optimise(optimizer, options, clip)
+        builder.mark(END)
         self.program = builder.finish()
 
     @property
@@ -126,6 +155,23 @@ class Step:
         rows = part_rows(count, channels, self._dtype, self._low.device)
         return rows, math.ceil(count / rows)
 
+    def _even_rows(self, count, channels):
+        """Return the same, of parts that are as large on every rank: the last one, too."""
+        rows, _ = self._rows(count, channels)
+        if self._together > 1:
+            rows = next((each for each in range(rows, count) if count % each == 0), count)
+        return rows, math.ceil(count / rows)
+
+    def _gathered(self, parts, ranks):
+        """Return where the parts of so many ranks come to lie, one rank's after the other's."""
+        if ranks == 1:
+            return parts
+        every = self._builder.buffer(ranks * parts.size)
+        name = f"gather {len(self.gathers)}"
+        self._builder.mark(name, parts, every)
+        self.gathers[name] = parts, every
+        return every
+
     # ---- forward ---------------------------------------------------------------------------------
     def _convolution(self, op):
         low, run = self._low, self._builder.run
@@ -146,24 +192,32 @@ class Step:
             self._builder.buffer(2 * k),
         )
         low.convolve("fprop", problem, *given, kept.y)
-        rows, count = self._rows(z.pixels, k)
+        weight, bias, mean, var = op.norm
+        own = self._weight(weight), self._weight(bias), self._running(mean), self._running(var)
+        own += kept.statistics, kept.factors
+        pooled = low.lies[op.pooled] if op.pooled else None
+        options = {
+            "relu": op.relu,
+            "residual": residual is not None,
+            "pool": pooled is not None,
+            "pitch_y": z.pitch,
+            "pitch_pooled": pooled.pitch if pooled else None,
+        }
+        if self._are_small(z.shape):
+            launch = norm_nhwc.launch_norm_whole(
+                z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
+            )
+            run(launch, kept.y, *own, residual, z, pooled)
+            return
+        rows, count = self._even_rows(z.pixels, k)
         parts = self._builder.buffer(count * 2 * k)
         run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
-        weight, bias, mean, var = op.norm
-        run(
-            norm_nhwc.launch_statistics(z.pixels, k, rows, op.eps, _MOMENTUM),
-            *(parts, self._weight(weight), self._weight(bias)),
-            *(self._running(mean), self._running(var), kept.statistics, kept.factors),
-        )
-        pooled = low.lies[op.pooled] if op.pooled else None
-        launch = norm_nhwc.launch_norm(
-            *(z.shape, self._dtype, op.relu),
-            residual=residual is not None,
-            pool=pooled is not None,
-            pitch_y=z.pitch,
-            pitch_pooled=pooled.pitch if pooled else None,
-        )
-        run(launch, kept.y, kept.factors, residual, z, pooled)
+        every, pixels = self._gathered(parts, self._together), self._together * z.pixels
+        launch = norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM)
+        run(launch, every, *own)
+        if not self._is_made_by_head(op):
+            launch = norm_nhwc.launch_norm(z.shape, self._dtype, **options)
+            run(launch, kept.y, kept.factors, residual, z, pooled)
 
     def _pooling(self, op):
         x, y = self._low.lies[op.x], self._low.lies[op.y]
@@ -174,6 +228,26 @@ class Step:
         self._low.multiply(op, self._filters(op.w), self._weight(op.bias))
         if op.y is self._low.trace.output:
             self._logits = self._low.lies[op.y]
+
+    def _are_small(self, shape):
+        """Whether one launch does a whole norm, which has no place for what others have."""
+        return self._together == 1 and norm_nhwc.are_small(shape)
+
+    def _is_made_by_head(self, op):
+        """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
+        takers = [
+            each
+            for each in self._low.operations
+            if op.y in (getattr(each, "x", None), getattr(each, "skip", None))
+        ]
+        alone = [type(each) for each in takers] == [fuse.Head]
+        return alone and op.relu and not self._are_small(self._low.lies[op.y].shape)
+
+    def _norm_before(self, head):
+        """Return what the convolution before the head has kept, if the head makes its output."""
+        before = next(each for each in self._low.operations if each.y is head.x)
+        made = isinstance(before, fuse.Convolution) and self._is_made_by_head(before)
+        return (before, self._kept[before]) if made else (None, None)
 
     def _enlargement(self, op):
         turned = bias = None
@@ -189,8 +263,13 @@ class Step:
     def _head(self, op):
         x, classes = self._low.lies[op.x], op.w.shape[0]
         self._logits = self._builder.buffer(x.pixels * classes)
-        launch = head_nhwc.launch_head(x.shape, self._dtype, classes, pitch=x.pitch)
-        self._builder.run(launch, x, None, *map(self._weight, (op.w, op.bias)), self._logits)
+        _, kept = self._norm_before(op)
+        read, factors = (kept.y, kept.factors) if kept else (x, None)
+        launch = head_nhwc.launch_head(
+            x.shape, self._dtype, classes, norm=kept is not None, pitch=read.pitch
+        )
+        own = map(self._weight, (op.w, op.bias))
+        self._builder.run(launch, read, factors, *own, self._logits)
 
     def _take_loss(self):
         run = self._builder.run
@@ -199,16 +278,18 @@ class Step:
         if not size:
             # Of the images' classes; the gradient takes the place of the logits.
             parts = self._builder.buffer(3 * n)
-            launch = loss_nhwc.launch_entropy(n, classes, self._dtype)
+            every = self.ranks * n
+            launch = loss_nhwc.launch_entropy(n, classes, self._dtype, every)
             run(launch, self._logits, self.masks, self._logits, parts)
-            run(loss_nhwc.launch_loss(n, n), parts, self.loss)
+            run(loss_nhwc.launch_loss(every, every), self._gathered(parts, self.ranks), self.loss)
             self._arrives[self._low.trace.output] = [self._logits]
             return
         rows, count = self._rows(pixels, classes)
         parts = self._builder.buffer(3 * count)
         given = self._logits, self.masks
         run(loss_nhwc.launch_loss_parts(pixels, classes, rows, "int32"), *given, parts)
-        run(loss_nhwc.launch_loss(pixels, count), parts, self.loss)
+        every = self._gathered(parts, self.ranks)
+        run(loss_nhwc.launch_loss(self.ranks * pixels, self.ranks * count), every, self.loss)
         launch = loss_nhwc.launch_loss_dgrad(pixels, classes, "int32")
         run(launch, *given, self.loss, self._logits)
 
@@ -231,14 +312,21 @@ class Step:
 
     def _back_through_head(self, op):
         z, (classes, c, _, _) = self._low.lies[op.x], op.w.shape
-        dz = self._arriving(op.x)
         rows, count = self._rows(z.pixels, c)
         columns = classes * c + classes
         parts = self._builder.buffer(count * columns)
-        launch = head_nhwc.launch_head_dgrad_parts(
-            z.shape, self._dtype, classes, rows, pitch_z=z.pitch
-        )
-        self._builder.run(launch, self._logits, z, self._weight(op.w), dz, parts)
+        before, kept = self._norm_before(op)
+        if kept:
+            sums = self._sums[before] = self._builder.buffer(count * 2 * c)
+            launch = head_nhwc.launch_head_norm_dgrad_parts(z.shape, self._dtype, classes, rows)
+            given = kept.y, kept.factors, kept.statistics, self._weight(op.w)
+            self._builder.run(launch, self._logits, *given, parts, sums)
+        else:
+            launch = head_nhwc.launch_head_dgrad_parts(
+                z.shape, self._dtype, classes, rows, pitch_z=z.pitch
+            )
+            dz = self._arriving(op.x)
+            self._builder.run(launch, self._logits, z, self._weight(op.w), dz, parts)
         given = parts, self._gradient(op.w), self._gradient(op.bias)
         self._builder.run(relu_nhwc.launch_sums(count, columns, classes * c), *given)
         self._ready(op.w, op.bias)
@@ -303,20 +391,33 @@ class Step:
             "pitch_dz": dz.pitch if dz else None,
             "pitch_dpooled": dpooled.pitch if dpooled else None,
         }
-        cells = norm_nhwc.count_cells(y.shape, options["pool"])
-        rows, count = self._rows(cells, k)
-        parts, coefficients = self._builder.buffer(count * 2 * k), self._builder.buffer(2 * k)
-        launch = norm_nhwc.launch_norm_dgrad_parts(y.shape, self._dtype, rows, **options, **pitches)
-        run(launch, dz, dpooled, y, kept.factors, kept.statistics, parts)
         weight, bias, _, _ = op.norm
-        run(
-            norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count),
-            *(parts, kept.statistics, kept.factors),
-            *(self._gradient(weight), self._gradient(bias), coefficients),
-        )
+        own = self._gradient(weight), self._gradient(bias)
         # The gradient of y takes y's place: nobody reads that any more.
-        launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
-        run(launch, dz, dpooled, y, kept.factors, coefficients, y)
+        if self._are_small(y.shape):
+            launch = norm_nhwc.launch_norm_dgrad_whole(y.shape, self._dtype, **options, **pitches)
+            run(launch, dz, dpooled, y, kept.factors, kept.statistics, *own, y)
+        else:
+            coefficients = self._builder.buffer(2 * k)
+            parts, count = self._norm_sums(op, dz, dpooled, options, pitches)
+            given = kept.statistics, kept.factors
+            launch = norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count)
+            run(launch, parts, *given, *own, coefficients)
+            if self._together > 1:
+                # The norm's own gradients are of these images, as all are; what the statistics
+                # take back is of all ranks' images, and its other sums are of no use.
+                every, sums = self._gathered(parts, self._together), self._builder.buffer(2 * k)
+                pixels, count = self._together * y.pixels, self._together * count
+                launch = norm_nhwc.launch_norm_dgrad_sums(pixels, k, count)
+                run(launch, every, *given, sums, (sums, k), coefficients)
+            if op in self._sums:
+                head = self._low.operations[-1]
+                launch = head_nhwc.launch_head_norm_dgrad(y.shape, self._dtype, head.w.shape[0])
+                given = kept.factors, coefficients, self._weight(head.w)
+                run(launch, self._logits, y, *given, y)
+            else:
+                launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
+                run(launch, dz, dpooled, y, kept.factors, coefficients, y)
         return y
 
     def _back_through_pooling(self, op):
@@ -339,6 +440,18 @@ class Step:
         self._take_wgrad(problem, low.lies[op.x], dy, op.w)
         self._ready(op.w, op.bias)
         low.convolve("dgrad", problem, dy, self._filters(op.w), self._arriving(op.x))
+
+    def _norm_sums(self, op, dz, dpooled, options, pitches):
+        """Return the sums of parts that a norm's gradient is made of, and how many there are."""
+        kept, k = self._kept[op], op.w.shape[0]
+        if op in self._sums:
+            return self._sums[op], self._rows(kept.y.pixels, k)[1]
+        shape = kept.y.shape
+        rows, count = self._rows(norm_nhwc.count_cells(shape, options["pool"]), k)
+        parts = self._builder.buffer(count * 2 * k)
+        launch = norm_nhwc.launch_norm_dgrad_parts(shape, self._dtype, rows, **options, **pitches)
+        self._builder.run(launch, dz, dpooled, kept.y, kept.factors, kept.statistics, parts)
+        return parts, count
 
     def _take_wgrad(self, problem, x, dy, w, epilogue=PLAIN):
         source = epilogue.source

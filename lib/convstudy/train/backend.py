@@ -101,7 +101,7 @@ class CpuBackend(Backend):
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip must be a number above 0, or None, got {clip!r}")
         self.network, self.clip = network, clip
-        self._tape = TapeOps()
+        self._tape = self._open()
         network.place(self._tape)
         self._trained = {name: self._tape.parameters[name] for name in network.trained}
         self._counts = {
@@ -119,13 +119,29 @@ class CpuBackend(Backend):
     def _step(self, images, masks, rate):
         self._tape.training = self._tape.recording = True
         logits = self.network.apply(images, self._tape)
-        loss, dlogits, parts = cross_entropy_dice(logits, masks)
-        gradients = self._tape.backward(dlogits)
-        norm = clip_gradients(gradients, math.inf if self.clip is None else self.clip)
+        loss, dlogits, parts = cross_entropy_dice(logits, masks, self._total)
+        gradients, norm = self._gradients(dlogits)
+        norm = clip_gradients(gradients, math.inf if self.clip is None else self.clip, norm)
         for count in self._counts.values():
             count += 1
         self.optimizer.step(self._trained, gradients, rate)
         return Outcome(loss, parts["dice"], norm)
+
+    # What ranks do otherwise, who have only some of the images, or of the network.
+
+    _total = None
+
+    def _open(self):
+        """Return the tape."""
+        return TapeOps()
+
+    def _gradients(self, dlogits):
+        """Return the gradients by name, and their norm where that is not theirs alone."""
+        return self._tape.backward(dlogits), None
+
+    def _part(self, name, array):
+        """Return what is held here of an array of `state`."""
+        return array
 
     def predict(self, images):
         self._tape.training = self._tape.recording = False
@@ -133,6 +149,10 @@ class CpuBackend(Backend):
             return self.network.apply(np.array(images), self._tape)
 
     def state(self):
+        return self._held()
+
+    def _held(self):
+        """Return the very arrays that change, by `state`'s names."""
         network = self._tape.parameters | self._counts
         return {f"network.{name}": network[name] for name in self.network.shapes} | {
             f"optimizer.{name}": array for name, array in self.optimizer.state.items()
@@ -152,8 +172,8 @@ class CpuBackend(Backend):
                 f"the state is not of this network and optimiser: {'; '.join(faults[:3])}"
                 + (f" and {len(faults) - 3} faults more" if len(faults) > 3 else "")
             )
-        for name, array in own.items():
-            array[...] = state[name]
+        for name, array in self._held().items():
+            array[...] = self._part(name, state[name])
 
     def needs_bytes(self, n, h, w):
         return memory.tape_bytes(self.network, n, h, w, len(self.optimizer.slots))

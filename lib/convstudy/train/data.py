@@ -23,6 +23,11 @@ class Batches:
     flip : bool
         Mirror every other pair, left to right.
 
+    Attributes
+    ----------
+    share : slice
+        Which images of each batch `at` returns, where others take the rest: all, at first.
+
     Raises
     ------
     ValueError
@@ -41,13 +46,14 @@ class Batches:
             )
         self.pairs, self.batch, self.seed, self.flip = pairs, batch, seed, flip
         self.steps_per_epoch = len(pairs) // batch
+        self.share = slice(0, batch)
         self._epoch = functools.lru_cache(maxsize=2)(self._drawn)
 
     def at(self, step):
         """Return (images, masks) of a step, as `Pairs.batch` does; the first is step 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, mirrored = self._epoch(epoch)
-        taken = slice(place * self.batch, (place + 1) * self.batch)
+        taken = range(place * self.batch, (place + 1) * self.batch)[self.share]
         images, masks = self.pairs.batch(order[taken])
         turned = mirrored[taken]
         images[turned] = images[turned, ..., ::-1]

@@ -2,8 +2,8 @@
 """The loss of `losses` as CUDA kernels: of logits (N, H, W, classes), float32.
 
 Targets are (N, H, W), bytes or int32: each pixel's class, or of one class 0 or 1. Any other value
-makes the loss NaN. What is passed on is float32: ``parts`` (parts, 3), and ``loss``, `LOSS` and two
-numbers for the gradient.
+makes the loss NaN. What is passed on is float32: ``parts`` (parts, 3), and ``loss``, `LOSS` and
+three numbers for the gradient.
 """
 
 import functools
@@ -23,7 +23,7 @@ KERNELS = (
 )
 # What the first numbers of `loss` are, and how many there are in all.
 LOSS = ("loss", "cross_entropy", "dice")
-LOSS_SIZE = 5
+LOSS_SIZE = 6
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def launch_loss_parts(pixels, classes, rows, target="uint8"):
 
 @functools.cache
 def launch_loss(pixels, parts):
-    """Return the launch that takes (parts, loss)."""
+    """Return the launch that takes (parts, loss): of all images, whoever has made their parts."""
     scalars = (parts, pixels, float(EPSILON))
     return launch_each("loss", "loss_fprop_2_combine", 1, scalars)
 
@@ -62,7 +62,7 @@ def launch_loss_dgrad(pixels, classes, target="uint8"):
 
 
 @functools.cache
-def launch_entropy(images, classes, dtype):
+def launch_entropy(images, classes, dtype, every=None):
     """Return the launch that takes (logits, targets, dlogits, parts) of classified images.
 
     ``parts`` (images, 3) are for `launch_loss`, of so many "pixels" and parts: the loss is then
@@ -74,6 +74,8 @@ def launch_entropy(images, classes, dtype):
         Logits are (images, classes), targets (images,) int32.
     dtype : {"float32", "bfloat16"}
         Of logits and dlogits.
+    every : int, optional
+        How many images there are with those of other ranks; by default these alone.
     """
     if min(images, classes) < 1:
         raise ValueError(
@@ -82,7 +84,7 @@ def launch_entropy(images, classes, dtype):
     itemsize("loss", dtype)
     defines = (("BF16", 1),) if dtype == "bfloat16" else ()
     kernel = "loss_dgrad_2_classes"
-    return launch_each("loss", kernel, 32 * images, (images, classes), defines)
+    return launch_each("loss", kernel, 32 * images, (images, classes, every or images), defines)
 
 
 def _check(pixels, classes):

@@ -27,7 +27,7 @@ def cross_entropy(logits, labels):
     return float(entropy.mean(dtype=np.float64)), dlogits
 
 
-def cross_entropy_dice(logits, target):
+def cross_entropy_dice(logits, target, total=None):
     """Return the loss, its gradient, and what it is made of.
 
     Of several classes it is the cross-entropy, meant over all pixels, and one minus the Dice
@@ -40,6 +40,9 @@ def cross_entropy_dice(logits, target):
     logits : (N, classes, H, W) array
     target : (N, H, W) integer array
         The class of each pixel; of one class, 0 or 1.
+    total : callable, optional
+        Where others have more images of the batch: ``total(sums)`` adds a float64 array up over
+        all of them, in place, and returns it. The loss is then that of the whole batch.
 
     Returns
     -------
@@ -61,9 +64,16 @@ def cross_entropy_dice(logits, target):
         one_hot = (target[:, None] == np.arange(logits.shape[1])[:, None, None]).astype(
             logits.dtype
         )
-    pixels = target.size
-    common = 2 * float((probability * one_hot).sum(dtype=np.float64)) + EPSILON
-    both = float(probability.sum(dtype=np.float64) + one_hot.sum(dtype=np.float64)) + EPSILON
+    sums = np.array(
+        [
+            (probability * one_hot).sum(dtype=np.float64),
+            probability.sum(dtype=np.float64) + one_hot.sum(dtype=np.float64),
+            entropy.sum(dtype=np.float64),
+            target.size,
+        ]
+    )
+    common, both, entropies, pixels = (sums if total is None else total(sums)).tolist()
+    common, both = 2 * common + EPSILON, both + EPSILON
     dice = common / both
     # Of 1 - Dice by each probability: a pixel of the class wants more of it, any other less.
     dp = dice / both - one_hot * (2 / both)
@@ -72,7 +82,7 @@ def cross_entropy_dice(logits, target):
     else:
         dlogits = probability * (dp - (probability * dp).sum(axis=1, keepdims=True))
     dlogits += (probability - one_hot) * (1 / pixels)
-    cross_entropy = float(entropy.sum(dtype=np.float64)) / pixels
+    cross_entropy = entropies / pixels
     loss = cross_entropy + 1 - dice
     return loss, dlogits, {"cross_entropy": cross_entropy, "dice": dice}
 

@@ -142,25 +142,33 @@ ORIGINAL_CLIP = 1.0
 OPTIMIZERS = {"sgd": SGD, "rmsprop": RMSprop, "adamw": AdamW}
 
 
-def clip_gradients(gradients, most):
+def clip_gradients(gradients, most, norm=None):
     """Scale all gradients in place so that their norm, all as one vector, is at most `most`.
 
     Parameters
     ----------
     gradients : dict of str to array
     most : float
+    norm : float, optional
+        The norm of them all, where these are only some of them.
 
     Returns
     -------
     float
         The norm before.
     """
-    norm = math.sqrt(sum(_square(gradient) for gradient in gradients.values()))
+    if norm is None:
+        norm = math.sqrt(square(gradients))
     share = most / (norm + 1e-6)
     if share < 1:
         for gradient in gradients.values():
             gradient *= share
     return norm
+
+
+def square(gradients):
+    """Return the square of the norm of all gradients as one vector; they are by name."""
+    return sum(_square(gradient) for gradient in gradients.values())
 
 
 def _square(gradient):

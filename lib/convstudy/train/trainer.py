@@ -102,9 +102,19 @@ class Trainer:
             backend.free_bytes(),
             backend.name,
         )
-        self.checkpoints = Checkpoints(folder) if folder else None
-        if self.checkpoints:
-            self._resume()
+        self.checkpoints = None
+        if folder:
+            self.keep(Checkpoints(folder))
+
+    def keep(self, checkpoints):
+        """Keep checkpoints there, and go on from the newest, if there is one.
+
+        Parameters
+        ----------
+        checkpoints : Checkpoints
+        """
+        self.checkpoints = checkpoints
+        self._resume()
 
     def run(self, steps):
         """Train until `steps` steps are done in all, and return the history.

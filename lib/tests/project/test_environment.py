@@ -22,7 +22,8 @@ CONDA_ONLY = {"python", "cuda-version", "gxx", "make", "pip"}
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["cuda"] + EXTRAS["test"]]
+LOCKED_EXTRAS = [line for extra in ("cuda", "mpi", "test") for line in EXTRAS[extra]]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + LOCKED_EXTRAS]
 LOCK = (paths.ROOT / "requirements.lock").read_text().splitlines()
 LOCKED = [Requirement(line) for line in LOCK if line]
 

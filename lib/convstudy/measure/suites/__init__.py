@@ -16,6 +16,7 @@ from convstudy.measure.suites import (
     launching,
     learning,
     networks,
+    scaling,
     startup,
     tuning,
 )
@@ -36,6 +37,7 @@ SUITES = {
         networks,
         chunks,
         batch,
+        scaling,
         emulated,
         learning,
         curves,

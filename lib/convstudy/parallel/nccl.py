@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""Ranks that are processes with a GPU each, and talk by NCCL: over NVLink, or over a network.
+
+MPI carries their words, and starts them. All else is enqueued on the current stream of the rank's
+GPU, but for `Nccl.start_all_reduce`, which has a stream of its own beside it: so a backward pass
+goes on while gradients that are ready are added up. Where the current stream is being captured
+into a graph, the stream beside is captured with it.
+"""
+
+import time
+
+from convstudy.parallel.communicator import (
+    Communicator,
+    OverdueError,
+    RanksError,
+    Request,
+    check_operation,
+)
+
+_PAUSE_S = 2e-4
+# A rank that has nothing to wait for is not kept from it by the pause.
+_QUESTIONS_AT_ONCE = 200
+
+
+def own_gpu(words, devices):
+    """Return the GPU of this rank: as many-th of its machine as the rank is among those there.
+
+    Parameters
+    ----------
+    words : Communicator
+        Of processes, such as `Mpi`.
+    devices : sequence of Device
+        All GPUs of this machine.
+
+    Raises
+    ------
+    RanksError
+        Where a machine has more ranks than GPUs.
+    """
+    import platform
+
+    hosts = words.exchange(platform.node())
+    place = hosts[: words.rank].count(hosts[words.rank])
+
+    def choose():
+        if place >= len(devices):
+            raise ValueError(
+                f"{hosts.count(hosts[words.rank])} ranks were started on a machine with "
+                f"{len(devices)} GPU{'s' * (len(devices) != 1)}; start one for each GPU, and let "
+                "each see all of them"
+            )
+        return devices[place]
+
+    return words.together(choose)
+
+
+class Nccl(Communicator):
+    """One GPU among several. Arrays are CuPy's; all ranks make theirs at the same time.
+
+    From then on it is the GPU that CuPy uses where nothing else is said.
+
+    Parameters
+    ----------
+    words : Communicator
+        Of the processes, such as `Mpi`.
+    device : Device
+        This rank's GPU, which no other rank has.
+
+    Attributes
+    ----------
+    device : Device
+    beside : cupy.cuda.Stream
+        Where `start_all_reduce` does its work.
+    timed : bool
+        Whether requests know when they began and ended; not within a graph.
+
+    Raises
+    ------
+    RanksError
+        Where CuPy, or NCCL, is not installed.
+    """
+
+    timed = False
+
+    def __init__(self, words, device):
+        self._cupy, self._nccl = words.together(modules)
+        self.device, self._talk = device, words
+        self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
+        unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
+        self._cupy.cuda.Device(device.index).use()
+        self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
+        self.beside = self._cupy.cuda.Stream(non_blocking=True)
+
+    def start_all_reduce(self, array, operation="sum"):
+        check_operation(operation)
+        how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
+        self.beside.wait_event(self._mark(self._here()))
+        began = self._mark(self.beside, self.timed)
+        self._opened.allReduce(
+            *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
+        )
+        return _Enqueued(self, began, self._mark(self.beside, self.timed))
+
+    def bare_all_reduce(self, array):
+        self._opened.allReduce(
+            *self._pair(array, array), array.size, *self._how(array, self._nccl.NCCL_SUM)
+        )
+
+    def broadcast(self, array, root=0):
+        self._opened.broadcast(*self._pair(array, array), array.size, *self._how(array, root))
+        return array
+
+    def all_gather(self, part, out):
+        self._opened.allGather(*self._pair(part, out), part.size, *self._how(part))
+
+    def reduce_scatter(self, parts, out):
+        self._opened.reduceScatter(
+            *self._pair(parts, out), out.size, *self._how(out, self._nccl.NCCL_SUM)
+        )
+
+    def send(self, array, to):
+        self._opened.send(_pointer(array), array.size, *self._how(array, to))
+
+    def receive(self, array, source):
+        self._opened.recv(_pointer(array), array.size, *self._how(array, source))
+        return array
+
+    def barrier(self):
+        self.settle()
+        self._talk.barrier()
+
+    def split(self, color):
+        return Nccl(self._talk.split(color), self.device)
+
+    def abort(self, reason):
+        self._talk.abort(reason)
+
+    def settle(self):
+        """Return when all that was asked for is done.
+
+        Raises
+        ------
+        RanksError
+            Where NCCL has lost another rank.
+        OverdueError
+            After `patience_s`: what waits for a rank that stands still never ends.
+        """
+        done = self._mark(self._here())
+        asked, until = 0, time.monotonic() + self.patience_s
+        while not done.done:
+            asked += 1
+            if asked > _QUESTIONS_AT_ONCE:
+                time.sleep(_PAUSE_S)
+                self._check()
+            if time.monotonic() > until:
+                raise OverdueError(
+                    f"rank {self.rank} of {self.size} has waited {self.patience_s:g} s for its "
+                    "GPU, which waits for others; one of them stands still"
+                )
+
+    @property
+    def _words(self):
+        return self._talk
+
+    def _check(self):
+        try:
+            self._opened.check_async_error()
+        except self._nccl.NcclError as error:
+            raise RanksError(
+                f"rank {self.rank} of {self.size} has lost another one: {error}; "
+                "NCCL_DEBUG=INFO makes NCCL say more"
+            ) from error
+
+    def _here(self):
+        return self._cupy.cuda.get_current_stream(self.device.index)
+
+    def _mark(self, stream, timed=False):
+        with self._cupy.cuda.Device(self.device.index):
+            event = self._cupy.cuda.Event(disable_timing=not timed)
+            event.record(stream)
+        return event
+
+    def _pair(self, source, destination):
+        return _pointer(source), _pointer(destination)
+
+    def _how(self, array, *more, stream=None):
+        """Return what every call ends with: the numbers' type, what else, and the stream."""
+        types = {
+            "float32": self._nccl.NCCL_FLOAT32,
+            "float64": self._nccl.NCCL_FLOAT64,
+            "bfloat16": self._nccl.NCCL_BFLOAT16,
+            "int64": self._nccl.NCCL_INT64,
+            "uint8": self._nccl.NCCL_UINT8,
+        }
+        if array.dtype.name not in types:
+            raise TypeError(f"Nccl: it takes {' or '.join(types)}, got {array.dtype}")
+        return types[array.dtype.name], *more, (stream or self._here()).ptr
+
+
+class _Enqueued(Request):
+    """Work in a stream beside the current one."""
+
+    def __init__(self, communicator, began, done):
+        self._communicator, self._began, self._done = communicator, began, done
+
+    def advance(self):
+        # Within a capture nothing may be asked; NCCL needs no asking to go on.
+        return False
+
+    def wait(self):
+        self._communicator._here().wait_event(self._done)
+
+    @property
+    def span(self):
+        return self._began, self._done
+
+
+def _pointer(array):
+    if not hasattr(array, "data") or not hasattr(array.data, "ptr"):
+        raise TypeError(
+            f"Nccl: it takes arrays on a GPU, got {type(array).__name__}; NumPy's are for Mpi"
+        )
+    if not array.flags.c_contiguous:
+        raise TypeError("Nccl: it takes C-contiguous arrays; use cupy.ascontiguousarray")
+    return array.data.ptr
+
+
+def modules():
+    """Return CuPy and its NCCL, or raise ImportError."""
+    import warnings
+
+    import cupy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy warns where NCCL is missing; here it is an error
+        from cupy.cuda import nccl
+    if not getattr(nccl, "available", False):
+        raise ImportError(
+            "several GPUs talk by NCCL, which is not installed: make setup EXTRAS=nccl"
+        )
+    return cupy, nccl

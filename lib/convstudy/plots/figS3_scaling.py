@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""One GPU to many: images a second in training and at inference, beside PyTorch's."""
+
+import pandas as pd
+from matplotlib.ticker import LogLocator, NullLocator
+
+from convstudy.parallel.cost import Cut
+from convstudy.plots import labels
+from convstudy.plots.palette import BLUE, GREEN, ORANGE, SKY
+from convstudy.plots.save import Drawn, footer
+from convstudy.plots.style import figure, style
+from convstudy.records import statistics
+
+NAME = "figS3_scaling"
+COLUMNS = (
+    *("machine", "what", "precision", "gpus", "images_per_gpu", "images_per_s", "scaling"),
+    *("ddp_images_per_s", "ratio_to_ddp", "cut", "strong_scaling", "processor"),
+)
+DATA = "data"
+WHATS = ("training", "inference", "inference from the host")
+_COLORS = {"fp32": ORANGE, "tf32": BLUE, "bf16": GREEN}
+_STYLES = {1: ("--", "o"), 2: ("-", "s"), 4: ("-.", "^"), 8: (":", "D")}
+
+
+def rates(table):
+    """Return one row for each thing done, precision, number of GPUs and of images.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "scaling", from `records.table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS`. Without a GPU, `gpus` counts ranks on a core each. `scaling` is against
+        one GPU of the same machine with as many images as each has here, `strong_scaling` against
+        one with all of them; PyTorch's are its fastest way, of those that were measured. `cut` is
+        "data", or says which layers GPUs share.
+    """
+    done = labels.finished(table)
+    if done.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    done = done[done["what"].isin(WHATS)]
+    done = done.assign(
+        images_per_gpu=done["n"].astype(int),
+        images_per_s=done["n"] * done["gpus"] / done["median_s"],
+        cut=[_cut(row) for row in done.to_dict("records")],
+    )
+    ours = done[done["side"] == "ours"]
+    keys = ["machine", "what", "precision", "gpus", "cut", "n"]
+    theirs = done[done["side"] != "ours"].groupby(keys)["images_per_s"].max().to_dict()
+    alone = ours[ours["gpus"] == 1].set_index(["machine", "what", "precision", "n"])
+    alone = alone["images_per_s"].to_dict()
+    rows = []
+    for row in ours.to_dict("records"):
+        thing = row["machine"], row["what"], row["precision"]
+        beside = theirs.get(tuple(row[key] for key in keys), float("nan"))
+        total = row["n"] * row["gpus"]
+        against = {
+            "scaling": alone.get((*thing, row["n"]), float("nan")),
+            "strong_scaling": alone.get((*thing, total), float("nan")),
+        }
+        ratios = {k: statistics.speedup(1 / row["images_per_s"], 1 / v) for k, v in against.items()}
+        ratio = statistics.speedup(1 / row["images_per_s"], 1 / beside)
+        own = row | ratios | {"ddp_images_per_s": beside, "ratio_to_ddp": ratio}
+        rows.append([own[name] for name in COLUMNS])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _cut(row):
+    if row["model"] == 1:
+        return DATA
+    return str(Cut(row["gpus"], row["model"], row["cut_from"]))
+
+
+def display(plotted):
+    """Return how far more GPUs go, as people read it."""
+    return labels.shown(
+        {
+            "machine": row["machine"],
+            "what": row["what"],
+            "precision": row["precision"],
+            labels_of(row["processor"]): row["gpus"],
+            "cut by": row["cut"],
+            "images each": row["images_per_gpu"],
+            "images a second": labels.significant(row["images_per_s"], 3),
+            "as fast as one": f"{row['scaling']:.2f}×",
+            "PyTorch": labels.known(row["ddp_images_per_s"]),
+            "as fast as PyTorch": labels.times(row["ratio_to_ddp"]),
+        }
+        for row in plotted[plotted["gpus"] > 1].to_dict("records")
+    )
+
+
+def labels_of(processor):
+    """Return what ranks are called that have such a processor each."""
+    return "GPUs" if processor == "gpu" else "cores"
+
+
+@style()
+def draw(table):
+    """Draw images a second against images on each GPU, a line for each number of GPUs.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of suite "scaling", from `records.table`.
+
+    Returns
+    -------
+    Drawn
+        Without a figure where nothing was measured.
+    """
+    plotted = rates(table)
+    if plotted.empty:
+        return Drawn(NAME, plotted)
+    shown = plotted[plotted["what"].isin(WHATS[:2])]
+    machines = list(shown.groupby("machine", sort=False))
+    drawing, axes = figure(len(machines), 2, height=0.5 + 2.3 * len(machines), squeeze=False)
+    for panels, (machine, rows) in zip(axes, machines, strict=True):
+        for panel, what in zip(panels, WHATS, strict=False):
+            _panel(panel, rows[rows["what"] == what])
+            panel.set_title(f"{machine}: {what}", loc="left")
+        panels[0].set_ylabel("images a second")
+    named = {}
+    for panel in axes.flat:
+        named |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    drawing.legend(named.values(), named.keys(), loc="outside right upper", fontsize=6)
+    footer(drawing, labels.sources(labels.finished(table)))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
+
+
+def _panel(axes, rows):
+    for (precision, gpus, cut), line in rows.groupby(["precision", "gpus", "cut"], sort=False):
+        line = line.sort_values("images_per_gpu")
+        dash, marker = _STYLES.get(gpus, _STYLES[8])
+        many = labels.many(gpus, labels_of(line["processor"].iloc[0])[:-1])
+        color = _COLORS[precision] if cut == DATA else SKY
+        name = f"{precision}, {many}" + (f", {cut}" if cut != DATA else "")
+        look = {"ls": dash, "marker": marker, "markersize": 4}
+        axes.plot(line["images_per_gpu"], line["images_per_s"], color=color, label=name, **look)
+        beside = line.dropna(subset="ddp_images_per_s")
+        if len(beside):
+            axes.plot(
+                *(beside["images_per_gpu"], beside["ddp_images_per_s"]),
+                **look | {"color": color, "markerfacecolor": "white", "lw": 0.8},
+                label=f"PyTorch, {precision}, {many}",
+            )
+    sizes = sorted(rows["images_per_gpu"].unique())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(int(each)) for each in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(f"images on each {labels_of(rows['processor'].iloc[0])[:-1]}")
+    axes.grid(axis="y")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The suite of scaling on cores: every case is a whole result, and a rank's failure its reason."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from convstudy.device import EMULATOR, devices
+from convstudy.measure import ranked
+from convstudy.measure.suites.scaling import SUITE
+from convstudy.records import validate_result
+
+JOB = ranked.Job("training", "cpu", "fp32", [2], 2, [16, 24], 2)
+on_cores = pytest.mark.skipif(bool(devices()), reason="with a GPU the suite runs on GPUs")
+
+
+@on_cores
+def test_cases_are_whole_results():
+    given = {"n_cpu": "1,2", "width_cpu": 2, "repeats": 2}
+    cases = {case.name: case for case in SUITE.cases(SUITE.options | given)}
+    assert len(cases) == 13
+    for name in ("training/fp32/2 ranks/model 2 from 4", "timeline/fp32/2 ranks"):
+        found = cases[name].run()
+        for row in found:
+            validate_result(row, row["case"])
+            assert row["case"].startswith(f"{name}/")
+            assert row["labels"]["gpus"] == 2
+            assert min(row["samples_s"]) > 0
+    assert {event["gpu"] for event in found[0]["values"]["events"]} == {0, 1}
+
+
+def test_as_many_images_as_were_asked_for_are_shared():
+    with pytest.raises(RuntimeError, match="a batch of 1 images is too small for 2 ranks"):
+        ranked.run(2, dataclasses.replace(JOB, images=[1]))
+
+
+def test_links_are_timed_by_us_and_by_who_carries_them():
+    found = ranked.run(2, dataclasses.replace(JOB, what="links", images=[4096]))
+    sides = [(row["labels"]["what"], row["labels"]["side"]) for row in found]
+    assert sides == [("all-reduce", "ours"), ("all-reduce", "library"), ("link", "ours")]
+
+
+@on_cores
+def test_what_a_gpu_is_to_do_runs_on_the_emulator(monkeypatch):
+    """All but its clock, which is a GPU's."""
+    monkeypatch.setattr(ranked, "devices", lambda: (EMULATOR,))
+    monkeypatch.setattr(ranked, "_wait_for", lambda device: None)
+    monkeypatch.setattr(ranked, "_LONG_ENOUGH_S", 0)
+    monkeypatch.setattr(ranked, "_CHUNKS", 2)
+    job = ranked.Job("", "gpu", "tf32", [1], 4, [32, 32], 1)
+    found = {
+        what: ranked.run(1, dataclasses.replace(job, what=what))
+        for what in ("training", "timeline", "inference", "inference from the host")
+    }
+    assert all(row["samples"][0] > 0 for rows in found.values() for row in rows)
+    assert np.isfinite(found["training"][0]["values"]["loss"])
+    for what in ("inference", "inference from the host"):
+        assert found[what][0]["values"]["error"] < 0.1
+    whats = [event["what"] for event in found["timeline"][0]["values"]["events"]]
+    assert whats == ["forward", "backward", "wait", "update"]
+
+
+def test_one_rank_needs_no_launcher(monkeypatch):
+    monkeypatch.setattr(ranked.launch, "mpiexec", lambda: None)
+    (inference,) = ranked.run(1, dataclasses.replace(JOB, what="inference"))
+    assert inference["values"]["error"] < 1e-4
+    with pytest.raises(RuntimeError, match="ranks need mpiexec"):
+        ranked.run(2, JOB)

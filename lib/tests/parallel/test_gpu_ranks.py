@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Ranks that are GPUs: what NCCL does, and that the captured step is that of one GPU."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from convstudy.device import array_module, devices
+from convstudy.models.unet import UNet
+from convstudy.parallel import launch
+from convstudy.parallel.communicator import Alone
+from convstudy.parallel.gpu import RankedGpuBackend
+from convstudy.parallel.grid import Grid
+from convstudy.parallel.nccl import Nccl, own_gpu
+from convstudy.program.backend import GpuBackend
+
+SHAPE = (2, 3, 35, 34)
+
+
+@pytest.fixture
+def one():
+    """NCCL of one GPU: it does all that it does for several, and changes nothing."""
+    try:
+        return Nccl(Alone(), devices()[0])
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def test_a_rank_for_which_there_is_no_gpu_is_told():
+    with pytest.raises(ValueError, match="1 ranks were started on a machine with 0 GPUs"):
+        own_gpu(Alone(), ())
+
+
+def test_numpy_is_for_mpi():
+    from convstudy.parallel.nccl import _pointer
+
+    with pytest.raises(TypeError, match="NumPy's are for Mpi"):
+        _pointer([1.0])
+
+
+@pytest.mark.gpu
+def test_nccl_of_one_changes_nothing(one):
+    cupy = array_module(one.device)
+    numbers = cupy.arange(1000, dtype=np.float32)
+    for operation in ("sum", "mean"):
+        np.testing.assert_array_equal(one.all_reduce(numbers, operation).get(), np.arange(1000))
+    out = cupy.zeros((1, 1000), np.float32)
+    one.all_gather(numbers, out)
+    one.reduce_scatter(out * 2, numbers)
+    one.broadcast(numbers)
+    one.barrier()
+    np.testing.assert_array_equal(numbers.get(), 2 * np.arange(1000))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_norm", ["synchronised", "local"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_captured_step_on_one_rank_has_the_bits_of_one_gpu(one, precision, batch_norm):
+    rng = np.random.default_rng(0)
+    images = rng.random(SHAPE, np.float32)
+    masks = rng.integers(0, 2, (SHAPE[0], *SHAPE[2:]))
+    network = UNet.initialised(0, width=16)
+    alone = GpuBackend(network, SHAPE, precision, clip=0.5)
+    ranked = RankedGpuBackend(
+        *(network, Grid(Alone()), one, SHAPE, precision),
+        clip=0.5,
+        batch_norm=batch_norm,
+        bucket_bytes=2**16,
+    )
+    for _ in range(3):
+        assert ranked.step(images, masks, 1e-3) == alone.step(images, masks, 1e-3)
+    for name, array in alone.state().items():
+        np.testing.assert_array_equal(ranked.state()[name], array, err_msg=name)
+    events = ranked.timeline(images, masks, 1e-3)
+    assert [event["what"] for event in events][:4] == ["forward", "backward", "wait", "update"]
+    assert all(event["stop_s"] > event["start_s"] for event in events if event["what"] != "wait")
+
+
+@pytest.mark.gpu
+def test_two_gpus_train_as_one_does(tmp_path):
+    if len(devices()) < 2:
+        pytest.skip("it needs 2 GPUs")
+    losses = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        words = ("size=32x48", "width=16", "composites=16", "held_out=4", "batch=8", "steps=6")
+        done = launch.run_ranks(
+            ranks, "-m", "convstudy", "train", f"folder={folder}", "execution=gpu", *words
+        )
+        assert done.returncode == 0, done.stderr
+        with (folder / "history.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""What is asked of NCCL, in what order and on which stream: a stand-in for CuPy writes it down."""
+
+import contextlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from convstudy.parallel import nccl
+from convstudy.parallel.communicator import Alone, OverdueError, RanksError
+from convstudy.parallel.nccl import Nccl
+
+CALLS = ("allReduce", "allGather", "broadcast", "reduceScatter", "send", "recv")
+
+
+class Event:
+    """Done, unless the stand-in says that the GPU stands still."""
+
+    def __init__(self, log, still, disable_timing=False):
+        self.log, self.still, self.timed = log, still, not disable_timing
+
+    def record(self, stream):
+        self.log.append((stream.name, "record", self))
+
+    @property
+    def done(self):
+        return not self.still
+
+
+class Stream:
+    def __init__(self, log, name):
+        self.log, self.name, self.ptr = log, name, name
+
+    def wait_event(self, event):
+        self.log.append((self.name, "wait", event))
+
+
+class Opened:
+    """A communicator of NCCL's that keeps (stream, call, count) of what it is asked for."""
+
+    def __init__(self, log, lost):
+        self.log, self.lost = log, lost
+
+    def __getattr__(self, name):
+        if name not in CALLS:
+            raise AttributeError(name)
+        return lambda *given: self.log.append((given[-1], name, given[:-1]))
+
+    def check_async_error(self):
+        if self.lost:
+            raise KeyError("unhandled system error")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    state = SimpleNamespace(log=[], still=False, lost=False)
+    main, beside = Stream(state.log, "main"), Stream(state.log, "beside")
+    cuda = SimpleNamespace(
+        Device=Device,
+        Stream=lambda non_blocking: beside,
+        Event=lambda disable_timing=False: Event(state.log, state.still, disable_timing),
+        get_current_stream=lambda index: main,
+    )
+    kinds = ("SUM", "AVG", "FLOAT32", "FLOAT64", "BFLOAT16", "INT64", "UINT8")
+    library = SimpleNamespace(
+        get_unique_id=lambda: (1,),
+        NcclCommunicator=lambda size, name, rank: Opened(state.log, state.lost),
+        NcclError=KeyError,
+        **{f"NCCL_{kind}": kind for kind in kinds},
+    )
+    monkeypatch.setattr(nccl, "modules", lambda: (SimpleNamespace(cuda=cuda), library))
+    return state
+
+
+class Device(contextlib.nullcontext):
+    def __init__(self, index):
+        super().__init__()
+
+    def use(self):
+        pass
+
+
+def on_gpu(count, dtype=np.float32, at=1000):
+    flags = SimpleNamespace(c_contiguous=True)
+    return SimpleNamespace(
+        data=SimpleNamespace(ptr=at), size=count, dtype=np.dtype(dtype), flags=flags
+    )
+
+
+def opened():
+    return Nccl(Alone(), SimpleNamespace(index=0, is_gpu=True))
+
+
+def test_a_sum_begins_behind_what_was_asked_for_and_ends_before_what_waits(stand_in):
+    request = opened().start_all_reduce(on_gpu(10, at=77), "mean")
+    request.wait()
+    (made, before, begun, call, ended, waited) = stand_in.log
+    assert (made[:2], before[:2]) == (("main", "record"), ("beside", "wait"))
+    assert made[2] is before[2]
+    assert begun[:2] == ("beside", "record")
+    assert call == ("beside", "allReduce", (77, 77, 10, "FLOAT32", "AVG"))
+    assert (ended[:2], waited[:2]) == (("beside", "record"), ("main", "wait"))
+    assert ended[2] is waited[2]
+    assert request.span == (begun[2], ended[2])
+    assert not any(event.timed for event in request.span)
+
+
+def test_all_else_is_on_the_current_stream(stand_in):
+    ranks = opened()
+    part, every = on_gpu(4, np.float64, at=1), on_gpu(8, np.float64, at=2)
+    ranks.all_gather(part, every)
+    ranks.reduce_scatter(every, part)
+    ranks.broadcast(part, 0)
+    ranks.send(part, 1)
+    ranks.receive(part, 1)
+    ranks.bare_all_reduce(part)
+    assert stand_in.log == [
+        ("main", "allGather", (1, 2, 4, "FLOAT64")),
+        ("main", "reduceScatter", (2, 1, 4, "FLOAT64", "SUM")),
+        ("main", "broadcast", (1, 1, 4, "FLOAT64", 0)),
+        ("main", "send", (1, 4, "FLOAT64", 1)),
+        ("main", "recv", (1, 4, "FLOAT64", 1)),
+        ("main", "allReduce", (1, 1, 4, "FLOAT64", "SUM")),
+    ]
+    with pytest.raises(TypeError, match="got float16"):
+        ranks.all_reduce(on_gpu(4, np.float16))
+
+
+def test_a_lost_rank_and_one_that_stands_still_are_told(stand_in):
+    ranks = opened()
+    ranks.settle()
+    stand_in.still, ranks.patience_s = True, 0.2
+    with pytest.raises(OverdueError, match=r"waited 0.2 s for its GPU"):
+        ranks.settle()
+    stand_in.lost = True
+    with pytest.raises(RanksError, match="rank 0 of 1 has lost another one"):
+        opened().settle()
+
+
+def test_where_nccl_is_not_installed_that_is_said(monkeypatch):
+    def absent():
+        raise ImportError("make setup EXTRAS=nccl")
+
+    monkeypatch.setattr(nccl, "modules", absent)
+    with pytest.raises(ImportError, match="EXTRAS=nccl"):
+        opened()
+
+
+def test_groups_of_ranks_have_their_own(stand_in):
+    ranks = opened()
+    half = ranks.split(1)
+    assert half is not ranks
+    assert (half.rank, half.size, half.device) == (0, 1, ranks.device)
+    ranks.barrier()
+    assert ranks.exchange("word") == ["word"]
+    with pytest.raises(SystemExit, match="enough"):
+        ranks.abort("enough")
