@@ -125,10 +125,12 @@ def supports(kernel, problem, device):
     if which == "dgrad" and p.stride != (1, 1):
         return False, f"it turns filters, which serves a stride of 1; the stride is {p.stride}"
     lines = depth(p)
-    for letter, channels in (("C", p.c), ("K", p.k)):
-        if channels % lines:
+    # Forward, K is the columns of the result alone: they are stored by vectors.
+    vector = lines // 8 if which == "fprop" else lines
+    for letter, channels, whole in (("C", p.c, lines), ("K", p.k, vector)):
+        if channels % whole:
             return False, (
-                f"it takes lines of {lines} channels; {letter}={channels} is no multiple of that"
+                f"it takes lines of {whole} channels; {letter}={channels} is no multiple of that"
             )
     if max(p.r, p.s) + max(p.padding) > _FARTHEST or max(p.stride) > 8:
         return False, "filter, padding or stride is larger than the TMA walks by itself"

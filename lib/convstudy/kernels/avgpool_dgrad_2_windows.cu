@@ -2,7 +2,7 @@
 // The gradient of average pooling over windows that share out the image, of NHWC arrays.
 //
 // Idea      A pixel takes from each window that has it the window's gradient over its pixels.
-//           Windows p0 to p1 have row h: p0 = floor(h size / H), p1 = floor(((h + 1) size - 1) / H).
+//           Windows floor(h size / H) to floor(((h + 1) size - 1) / H) have row h.
 // Adds      To rung 1: more windows than one.
 // Threads   Block (part, chunk), as pixels.cuh says; a thread makes one vector of dx.
 // Shared    None.

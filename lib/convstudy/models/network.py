@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every network has: parameters by name, where they lie, and the images that it takes."""
 
+import copy
 import math
 import weakref
 from abc import ABC, abstractmethod
@@ -150,6 +151,12 @@ class Network(ABC):
                 state[name] = network.initial_values(name, rng)
         network._replace(state)
         return network
+
+    def without_parameters(self):
+        """Return a network such as this one, with none."""
+        other = copy.copy(self)
+        other._state, other._placed = None, weakref.WeakKeyDictionary()
+        return other
 
     def randomise_statistics(self, seed):
         """Give every norm the weights, biases and statistics that training might leave.

@@ -4,7 +4,6 @@
 import numpy as np
 
 from convstudy.device import array_module, get_device
-from convstudy.models.unet import UNet
 from convstudy.program.capture import Replay
 from convstudy.program.inference import Inference
 from convstudy.program.training import Step
@@ -18,7 +17,7 @@ class GpuBackend(Backend):
 
     Parameters
     ----------
-    network : UNet
+    network : Network
         It keeps its own weights; `state_dict` returns the trained ones.
     shape : (N, C, H, W)
         Of the batches: the program is for these alone.
@@ -68,7 +67,7 @@ class GpuBackend(Backend):
         self.program = self._step.program
         self._replay = Replay(self.program, self._reached)
         # Predictions are another program's, of the weights as they were when it was last asked.
-        self._shadow = UNet(network.n_channels, network.n_classes, network.bilinear, network.width)
+        self._shadow = network.without_parameters()
         self._predictors, self._is_new = {}, True
         state = network.state_dict()
         self._counts = {k: a for k, a in state.items() if k.endswith("num_batches_tracked")}
@@ -96,10 +95,15 @@ class GpuBackend(Backend):
         return Outcome(parts["loss"], parts["dice"], float(norm[flat.CONTROL.index("norm")]))
 
     def load(self, images, masks, rate):
-        """Put a batch and the learning rate where `run` reads them."""
-        if images.shape != self.shape or masks.shape != (self.shape[0], *self.shape[2:]):
+        """Put a batch and the learning rate where `run` reads them.
+
+        Masks (N, H, W) are of a network that scores pixels; of a classifier they are the images'
+        classes, (N,).
+        """
+        wanted = self._step.masks_shape
+        if images.shape != self.shape or masks.shape != wanted:
             raise ValueError(
-                f"GpuBackend: it was made for batches of {self.shape}, got images of "
+                f"GpuBackend: it was made for batches of {self.shape} and {wanted}, got images of "
                 f"{images.shape} and masks of {masks.shape}; make another for those"
             )
         self._put(self._step.images, images)
@@ -130,7 +134,8 @@ class GpuBackend(Backend):
     def state(self):
         step = self._step
         network = step.layout.unpack(self._get(step.weights))
-        network |= step.running.unpack(self._get(step.statistics)) | self._counts
+        if step.running.size:
+            network |= step.running.unpack(self._get(step.statistics)) | self._counts
         found = {f"network.{name}": network[name] for name in self.network.shapes}
         for slot, buffer in step.slots.items():
             kept = step.layout.unpack(self._get(buffer))
@@ -179,7 +184,9 @@ class GpuBackend(Backend):
         self._put(step.weights, weights)
         if step.operands is not step.weights:
             self._put(step.operands, weights)
-        self._put(step.statistics, step.running.pack({n: state[n] for n in step.running.slots}))
+        if step.running.size:
+            running = {name: state[name] for name in step.running.slots}
+            self._put(step.statistics, step.running.pack(running))
         self._is_new = True
 
     def _put(self, buffer, values):

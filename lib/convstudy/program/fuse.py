@@ -12,7 +12,7 @@ from convstudy.program.trace import Parameter, Value
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """A convolution, with the batch norm, the ReLU and the pooling behind it, where they are.
+    """A convolution, and what is behind it: batch norm, a residual sum, ReLU and pooling.
 
     Attributes
     ----------
@@ -70,18 +70,6 @@ class Pooling:
     window: int = 2
     stride: int = 2
     padding: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """A residual sum, and the ReLU behind it, where there is one."""
-
-    function = "residual sum"
-
-    x: Value
-    other: Value
-    y: Value
-    relu: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,16 +189,11 @@ def _convolution(call, trace, ready):
     )
 
 
-def _then_relu(kind):
-    """Return what makes a `kind` of a call and the ReLU behind it, where there is one."""
-
-    def start(call, trace, ready):
-        relu = _only_user(trace, call.output, "relu")
-        calls = [call, relu] if relu else [call]
-        made = kind(*call.inputs, calls[-1].output, *call.parameters, relu=relu is not None)
-        return made, calls
-
-    return start
+def _linear(call, trace, ready):
+    relu = _only_user(trace, call.output, "relu")
+    calls = [call, relu] if relu else [call]
+    made = Linear(*call.inputs, calls[-1].output, *call.parameters, relu=relu is not None)
+    return made, calls
 
 
 def _alone(kind):
@@ -231,8 +214,8 @@ _START = {
     "conv2d": _convolution,
     "batch_norm": _never_alone,
     "relu": _never_alone,
-    "add": _then_relu(Sum),
-    "linear": _then_relu(Linear),
+    "add": _never_alone,
+    "linear": _linear,
     "average_pool2d": _alone(Averaging),
     "max_pool2d": _alone(Pooling),
     "conv_transpose2d": _alone(Enlargement),

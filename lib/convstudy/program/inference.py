@@ -142,10 +142,6 @@ class Inference:
         if op.pooled:
             low.pool(y, low.lies[op.pooled])
 
-    def _sum(self, op):
-        low = self._low
-        low.add(*(low.lies[value] for value in (op.x, op.other, op.y)), op.relu)
-
     def _pooling(self, op):
         x, y = self._low.lies[op.x], self._low.lies[op.y]
         self._low.pool(x, y, op.window, op.stride, op.padding)
@@ -186,7 +182,6 @@ _LOWER = {
     fuse.Pooling: Inference._pooling,
     # What is joined was written where it is read.
     fuse.Concatenation: lambda self, op: None,
-    fuse.Sum: Inference._sum,
     fuse.Averaging: lambda self, op: self._low.average(op),
     fuse.Linear: Inference._linear,
     fuse.Head: Inference._head,

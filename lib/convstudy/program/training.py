@@ -2,12 +2,13 @@
 """A training step as one program: forward, backward and the optimiser's, on fixed memory."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
 from convstudy.conv.epilogue import PLAIN, Epilogue, Source
-from convstudy.nn import head_nhwc, norm_nhwc, relu_nhwc, upsample_nhwc
+from convstudy.nn import head_nhwc, norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
 from convstudy.nn.pixels import part_rows
 from convstudy.nn.transpose import launch_transpose
 from convstudy.program import fuse
@@ -37,7 +38,7 @@ class Step:
 
     Parameters
     ----------
-    network : UNet
+    network : Network
     shape : (N, C, H, W)
     precision : {"fp32", "tf32", "bf16"}
         Of products, as `Inference` has it. Parameters, their gradients, statistics and sums are
@@ -72,7 +73,9 @@ class Step:
         What the optimiser remembers, by its name, as `layout` says.
     control, steps, loss, images, masks : Buffer
         As `train.flat` and `train.loss_nhwc` have them; a batch, (N, C, H, W) float32, and its
-        classes, (N, H, W) int32.
+        classes, int32,
+    masks_shape : tuple of int
+        of (N, H, W), or (N,) of images that are classified.
     """
 
     def __init__(
@@ -90,7 +93,10 @@ class Step:
         low = self._low = Lowering(network, shape, precision, device)
         builder = self._builder = low.builder
         self.images = low.images
-        self.layout = Layout({name: network.shapes[name] for name in network.trained})
+        self.layout = Layout(
+            {name: network.shapes[name] for name in network.trained},
+            {op.w.name: op.shape for op in low.operations if isinstance(op, fuse.Linear)},
+        )
         self.running = Layout(
             {name: each for name, each in network.shapes.items() if "running_" in name}
         )
@@ -100,11 +106,12 @@ class Step:
         self._operands = self.weights
         if low.is_bf16:
             self._operands = builder.buffer(self.layout.size, low.dtype, kept=True)
-        n, _, h, w = shape
-        self.masks = builder.buffer(n * h * w, np.int32, kept=True)
+        n, _, *size = low.trace.output.shape
+        self.masks_shape = (n, *size)
+        self.masks = builder.buffer(math.prod(self.masks_shape), np.int32, kept=True)
         self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
         self._dtype = low.dtype.name
-        self._kept, self._arrives, self._sums = {}, {}, {}
+        self._kept, self._arrives, self._sums = {}, defaultdict(list), {}
         self.ranks, self.gathers = ranks, {}
         self._together = ranks if synchronised else 1
 
@@ -168,26 +175,30 @@ class Step:
     # ---- forward ---------------------------------------------------------------------------------
     def _convolution(self, op):
         low, run = self._low, self._builder.run
-        if op.norm is None or op.bias or op.stride != (1, 1):
-            raise NotImplementedError(
-                f"training: the convolution of {op.w.name} has a bias, a stride or no batch norm, "
-                f"which a program cannot train yet; train this network on the CPU"
-            )
         x, z = low.lies[op.x], low.lies[op.y]
         k, _, r, s = op.w.shape
+        problem = low.problem(x.shape, k, (r, s), padding=op.padding, stride=op.stride)
+        given = x, self._filters(op.w), self._weight(op.bias) if op.bias else None
+        residual = low.lies[op.residual] if op.residual else None
+        if op.norm is None:
+            epilogue = Epilogue(relu=op.relu and not residual)
+            low.convolve("fprop", problem, *given, z, epilogue=epilogue)
+            if residual:
+                low.add(z, residual, z, op.relu)
+            return
         kept = self._kept[op] = _Kept(
             self._builder.tensor(z.shape, low.dtype),
             self._builder.buffer(2 * k),
             self._builder.buffer(2 * k),
         )
-        problem = low.problem(x.shape, k, (r, s), padding=op.padding)
-        low.convolve("fprop", problem, x, self._filters(op.w), None, kept.y)
+        low.convolve("fprop", problem, *given, kept.y)
         weight, bias, mean, var = op.norm
         own = self._weight(weight), self._weight(bias), self._running(mean), self._running(var)
         own += kept.statistics, kept.factors
         pooled = low.lies[op.pooled] if op.pooled else None
         options = {
             "relu": op.relu,
+            "residual": residual is not None,
             "pool": pooled is not None,
             "pitch_y": z.pitch,
             "pitch_pooled": pooled.pitch if pooled else None,
@@ -196,7 +207,7 @@ class Step:
             launch = norm_nhwc.launch_norm_whole(
                 z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
             )
-            run(launch, kept.y, *own, None, z, pooled)
+            run(launch, kept.y, *own, residual, z, pooled)
             return
         rows, count = self._even_rows(z.pixels, k)
         parts = self._builder.buffer(count * 2 * k)
@@ -206,7 +217,17 @@ class Step:
         run(launch, every, *own)
         if not self._is_made_by_head(op):
             launch = norm_nhwc.launch_norm(z.shape, self._dtype, **options)
-            run(launch, kept.y, kept.factors, None, z, pooled)
+            run(launch, kept.y, kept.factors, residual, z, pooled)
+
+    def _pooling(self, op):
+        x, y = self._low.lies[op.x], self._low.lies[op.y]
+        winners = self._kept[op] = self._builder.buffer(math.prod(y.shape), np.uint8)
+        self._low.pool(x, y, op.window, op.stride, op.padding, winners)
+
+    def _linear(self, op):
+        self._low.multiply(op, self._filters(op.w), self._weight(op.bias))
+        if op.y is self._low.trace.output:
+            self._logits = self._low.lies[op.y]
 
     def _are_small(self, shape):
         """Whether one launch does a whole norm, which has no place for what others have."""
@@ -252,8 +273,17 @@ class Step:
 
     def _take_loss(self):
         run = self._builder.run
-        n, classes, h, w = self._low.trace.output.shape
-        pixels = n * h * w
+        n, classes, *size = self._low.trace.output.shape
+        pixels = n * math.prod(size)
+        if not size:
+            # Of the images' classes; the gradient takes the place of the logits.
+            parts = self._builder.buffer(3 * n)
+            every = self.ranks * n
+            launch = loss_nhwc.launch_entropy(n, classes, self._dtype, every)
+            run(launch, self._logits, self.masks, self._logits, parts)
+            run(loss_nhwc.launch_loss(every, every), self._gathered(parts, self.ranks), self.loss)
+            self._arrives[self._low.trace.output] = [self._logits]
+            return
         rows, count = self._rows(pixels, classes)
         parts = self._builder.buffer(3 * count)
         given = self._logits, self.masks
@@ -265,10 +295,20 @@ class Step:
 
     # ---- backward --------------------------------------------------------------------------------
     def _arriving(self, value):
-        """Return a new tensor for the gradient of a value that is a whole array."""
-        n, c, h, w = value.shape
-        self._arrives[value] = self._builder.tensor((n, h, w, c), self._low.dtype)
-        return self._arrives[value]
+        """Return a new tensor for a gradient of a value that is a whole array."""
+        tensor = self._builder.tensor(self._low.lies[value].shape, self._low.dtype)
+        self._arrives[value].append(tensor)
+        return tensor
+
+    def _arrived(self, value):
+        """Return the gradient of a value, added up where it was used several times, or None."""
+        tensors = self._arrives.get(value)
+        if not tensors:
+            return None
+        while len(tensors) > 1:
+            # Whoever else had to read what came first has done so: later layers go back earlier.
+            self._low.add(tensors[0], tensors.pop(), tensors[0])
+        return tensors[0]
 
     def _back_through_head(self, op):
         z, (classes, c, _, _) = self._low.lies[op.x], op.w.shape
@@ -292,10 +332,61 @@ class Step:
         self._ready(op.w, op.bias)
 
     def _back_through_convolution(self, op):
-        low, run, kept = self._low, self._builder.run, self._kept[op]
-        y, k = kept.y, op.w.shape[0]
-        dz, dpooled = self._arrives.get(op.y), self._arrives.get(op.pooled)
-        options = {"relu": op.relu, "pool": dpooled is not None, "direct": dz is not None}
+        low = self._low
+        dy = self._back_through_norm(op) if op.norm else self._back_through_relu(op)
+        x, k = low.lies[op.x], op.w.shape[0]
+        if op.bias and op.norm:
+            self._take_bias(dy, op.bias)
+        options = {"padding": op.padding, "stride": op.stride}
+        problem = low.problem(x.shape, k, op.w.shape[2:], **options)
+        self._take_wgrad(problem, x, dy, op.w)
+        self._ready(op.w, *((op.bias,) if op.bias else ()), *(op.norm[:2] if op.norm else ()))
+        if op.x is not low.trace.input:
+            low.convolve("dgrad", problem, dy, self._filters(op.w), self._arriving(op.x))
+
+    def _back_through_residual(self, op):
+        """Return the gradient of a sum with a residual, which is the residual's, too."""
+        low, z = self._low, self._low.lies[op.y]
+        dz, *others = self._arrives[op.y]
+        for other in others[1:]:
+            low.add(dz, other, dz)
+        other = others[0] if others else None
+        if op.relu:
+            launch = relu_nhwc.launch_relu_dgrad(z.shape, self._dtype, add=other is not None)
+            self._builder.run(launch, dz, other, z, dz)
+        elif other:
+            low.add(dz, other, dz)
+        self._arrives[op.residual].append(dz)
+        return dz
+
+    def _back_through_relu(self, op):
+        """Return the gradient of what a convolution without a norm, or a product, has made."""
+        if getattr(op, "residual", None):
+            dy, z = self._back_through_residual(op), None
+        else:
+            dy, z = self._arrived(op.y), self._low.lies[op.y] if op.relu else None
+        if op.bias:
+            self._take_bias(dy, op.bias, z)
+        elif z:
+            launch = relu_nhwc.launch_relu_dgrad(z.shape, self._dtype)
+            self._builder.run(launch, dy, None, z, dy)
+        return dy
+
+    def _take_bias(self, dy, bias, z=None):
+        """Sum up a bias's gradient; with `z`, that is ReLU's result, dy becomes what passes."""
+        run, k = self._builder.run, dy.shape[3]
+        rows, count = self._rows(dy.pixels, k)
+        parts = self._builder.buffer(count * k)
+        launch = relu_nhwc.launch_bias_wgrad_parts(dy.shape, self._dtype, rows, relu=z is not None)
+        run(launch, dy, z, dy if z else None, parts)
+        run(relu_nhwc.launch_sums(count, k), parts, self._gradient(bias), None)
+
+    def _back_through_norm(self, op):
+        run, kept = self._builder.run, self._kept[op]
+        y, k, relu = kept.y, op.w.shape[0], op.relu and not op.residual
+        dz = self._back_through_residual(op) if op.residual else self._arrived(op.y)
+        dpooled = self._arrived(op.pooled)
+        options = {"relu": relu, "pool": dpooled is not None, "direct": dz is not None}
         pitches = {
             "pitch_dz": dz.pitch if dz else None,
             "pitch_dpooled": dpooled.pitch if dpooled else None,
@@ -327,11 +418,28 @@ class Step:
             else:
                 launch = norm_nhwc.launch_norm_dgrad(y.shape, self._dtype, **options, **pitches)
                 run(launch, dz, dpooled, y, kept.factors, coefficients, y)
-        problem = low.problem(low.lies[op.x].shape, k, op.w.shape[2:], padding=op.padding)
-        self._take_wgrad(problem, low.lies[op.x], y, op.w)
-        self._ready(op.w, weight, bias)
-        if op.x is not low.trace.input:
-            low.convolve("dgrad", problem, y, self._filters(op.w), self._arriving(op.x))
+        return y
+
+    def _back_through_pooling(self, op):
+        x, dy = self._low.lies[op.x], self._arrived(op.y)
+        sides = ((size, size) for size in (op.window, op.stride, op.padding))
+        launch = pool_nhwc.launch_max_pool_dgrad(x.shape, self._dtype, *sides, pitch_dy=dy.pitch)
+        self._builder.run(launch, dy, self._kept[op], self._arriving(op.x))
+
+    def _back_through_averaging(self, op):
+        x, dy = self._low.lies[op.x], self._arrived(op.y)
+        if op.size == 1:
+            launch = pool_nhwc.launch_average_pool_dgrad(x.shape, self._dtype)
+        else:
+            launch = pool_nhwc.launch_average_windows_dgrad(x.shape, self._dtype, op.size)
+        self._builder.run(launch, dy, self._arriving(op.x))
+
+    def _back_through_linear(self, op):
+        low, dy = self._low, self._back_through_relu(op)
+        problem = low.linear(op)
+        self._take_wgrad(problem, low.lies[op.x], dy, op.w)
+        self._ready(op.w, op.bias)
+        low.convolve("dgrad", problem, dy, self._filters(op.w), self._arriving(op.x))
 
     def _norm_sums(self, op, dz, dpooled, options, pitches):
         """Return the sums of parts that a norm's gradient is made of, and how many there are."""
@@ -351,13 +459,14 @@ class Step:
         self._low.convolve("wgrad", problem, x, dy, self._gradient(w), epilogue=epilogue)
 
     def _back_through_concatenation(self, op):
-        whole, below = self._arrives[op.y], op.skip.shape[1]
-        self._arrives[op.skip] = whole.part((0, below))
-        self._arrives[op.x] = whole.part((below, op.x.shape[1]), *op.corner, op.x.shape[2:])
+        whole, below = self._arrived(op.y), op.skip.shape[1]
+        self._arrives[op.skip].append(whole.part((0, below)))
+        part = whole.part((below, op.x.shape[1]), *op.corner, op.x.shape[2:])
+        self._arrives[op.x].append(part)
 
     def _back_through_enlargement(self, op):
         low, run = self._low, self._builder.run
-        x, dy = low.lies[op.x], self._arrives[op.y]
+        x, dy = low.lies[op.x], self._arrived(op.y)
         whole, corner = self._around(op)
         if op.w is None:
             launch = upsample_nhwc.launch_upsample_dgrad(
@@ -390,9 +499,9 @@ class Step:
         """Return the gradient of the channels of a concatenation that are `op`'s, and a corner."""
         for other in self._low.operations:
             if isinstance(other, fuse.Concatenation) and other.x is op.y:
-                whole, first = self._arrives[other.y], other.skip.shape[1]
+                whole, first = self._arrived(other.y), other.skip.shape[1]
                 return whole.part((first, other.x.shape[1])), other.corner
-        return self._arrives[op.y], (0, 0)
+        return self._arrived(op.y), (0, 0)
 
     # ---- the optimiser's step --------------------------------------------------------------------
     def _optimise(self, name, options, clip):
@@ -415,23 +524,21 @@ class Step:
         run(launch, self.weights, self.gradients, *slots, copy, self.control)
 
 
-def _refuse(self, op):
-    raise NotImplementedError(
-        "training: pooling behind no batch norm and ReLU has no gradient in a program yet; train "
-        "this network on the CPU"
-    )
-
-
 _FORWARD = {
     fuse.Convolution: Step._convolution,
     fuse.Enlargement: Step._enlargement,
-    fuse.Pooling: _refuse,
+    fuse.Pooling: Step._pooling,
+    fuse.Averaging: lambda self, op: self._low.average(op),
+    fuse.Linear: Step._linear,
     fuse.Concatenation: lambda self, op: None,
     fuse.Head: Step._head,
 }
 _BACKWARD = {
     fuse.Convolution: Step._back_through_convolution,
     fuse.Enlargement: Step._back_through_enlargement,
+    fuse.Pooling: Step._back_through_pooling,
+    fuse.Averaging: Step._back_through_averaging,
+    fuse.Linear: Step._back_through_linear,
     fuse.Concatenation: Step._back_through_concatenation,
     fuse.Head: Step._back_through_head,
 }

@@ -32,6 +32,8 @@ class Layout:
     ----------
     shapes : dict of str to tuple
         As in the state_dict.
+    seen_as : dict of str to tuple, optional
+        The shape (K, C, H, W) as which a matrix (K, C H W) of a linear layer is to lie.
 
     Attributes
     ----------
@@ -40,10 +42,12 @@ class Layout:
         Numbers of the array; those between parameters are zeros.
     """
 
-    def __init__(self, shapes):
+    def __init__(self, shapes, seen_as=None):
+        self._seen_as = seen_as or {}
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.slots, self.size = {}, 0
         for name, shape in self._shapes.items():
+            shape = self._seen_as.get(name, shape)
             lying = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
             self.slots[name] = Slot(self.size, lying)
             self.size += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
@@ -53,6 +57,7 @@ class Layout:
         packed = np.zeros(self.size, np.float32)
         for name, slot in self.slots.items():
             array = np.asarray(state[name])
+            array = array.reshape(self._seen_as.get(name, array.shape))
             lying = np.moveaxis(array, 1, -1) if array.ndim == 4 else array
             packed[slot.offset : slot.offset + slot.size] = lying.ravel()
         return packed
@@ -63,5 +68,5 @@ class Layout:
         for name, slot in self.slots.items():
             lying = packed[slot.offset : slot.offset + slot.size].reshape(slot.shape)
             array = np.moveaxis(lying, -1, 1) if lying.ndim == 4 else lying
-            state[name] = np.ascontiguousarray(array)
+            state[name] = np.ascontiguousarray(array).reshape(self._shapes[name])
         return state

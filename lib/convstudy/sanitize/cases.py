@@ -17,7 +17,7 @@ from convstudy.conv import reference
 from convstudy.conv.algorithm import ALGORITHMS, plan
 from convstudy.device import EMULATOR, array_module
 from convstudy.models.unet import UNet
-from convstudy.nn import head_nhwc, images_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
+from convstudy.nn import add_nhwc, head_nhwc, images_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
 from convstudy.nn.cuda import KERNELS, ResidentOps
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
@@ -25,6 +25,7 @@ from convstudy.problem import ConvProblem
 from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
 from convstudy.program.training import Step
+from convstudy.train import loss_nhwc
 from convstudy.train.losses import cross_entropy_dice
 
 # Images that follow each other, tiles that are not full, sums that are split, strides, vectors of
@@ -255,6 +256,19 @@ def _alone():
         "gradient of average pooling": (
             pool_nhwc.launch_average_pool_dgrad(shape, "float32"),
             draw(means, shape),
+        ),
+        "averages of windows": (
+            pool_nhwc.launch_average_windows(shape, "float32", 7),
+            draw(shape, (2, 7, 7, 20)),
+        ),
+        "gradient of averages of windows": (
+            pool_nhwc.launch_average_windows_dgrad(shape, "float32", 7),
+            draw((2, 7, 7, 20), shape),
+        ),
+        "residual sum": (add_nhwc.launch_add(shape, "float32", True), draw(shape, shape, shape)),
+        "loss of classes": (
+            loss_nhwc.launch_entropy(18, 117, "float32"),
+            (*draw((18, 117)), rng.integers(0, 117, 18, np.int32), *draw((18, 117), (18, 3))),
         ),
         "border": (upsample_nhwc.launch_border(shape, "float32", (7, 10), (1, 2)), draw(shape)),
         "images of bytes": (images_nhwc.launch_bytes(shape, "float32"), (pixels, *draw(shape))),

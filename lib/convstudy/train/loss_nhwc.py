@@ -12,10 +12,15 @@ import math
 import numpy as np
 
 from convstudy.nn.head_nhwc import check_classes
-from convstudy.nn.pixels import THREADS, count_pixels, launch_each
+from convstudy.nn.pixels import THREADS, count_pixels, itemsize, launch_each
 from convstudy.train.losses import EPSILON
 
-KERNELS = ("loss_fprop_1_parts", "loss_fprop_2_combine", "loss_dgrad_1_pixels")
+KERNELS = (
+    "loss_fprop_1_parts",
+    "loss_fprop_2_combine",
+    "loss_dgrad_1_pixels",
+    "loss_dgrad_2_classes",
+)
 # What the first numbers of `loss` are, and how many there are in all.
 LOSS = ("loss", "cross_entropy", "dice")
 LOSS_SIZE = 6
@@ -54,6 +59,32 @@ def launch_loss_dgrad(pixels, classes, target="uint8"):
     _check(pixels, classes)
     defines = _defines(classes, target)
     return launch_each("loss", "loss_dgrad_1_pixels", pixels, (pixels,), defines)
+
+
+@functools.cache
+def launch_entropy(images, classes, dtype, every=None):
+    """Return the launch that takes (logits, targets, dlogits, parts) of classified images.
+
+    ``parts`` (images, 3) are for `launch_loss`, of so many "pixels" and parts: the loss is then
+    their cross-entropy alone. dlogits may be logits.
+
+    Parameters
+    ----------
+    images, classes : int
+        Logits are (images, classes), targets (images,) int32.
+    dtype : {"float32", "bfloat16"}
+        Of logits and dlogits.
+    every : int, optional
+        How many images there are with those of other ranks; by default these alone.
+    """
+    if min(images, classes) < 1:
+        raise ValueError(
+            f"loss: {images} images of {classes} classes; there is at least one of each"
+        )
+    itemsize("loss", dtype)
+    defines = (("BF16", 1),) if dtype == "bfloat16" else ()
+    kernel = "loss_dgrad_2_classes"
+    return launch_each("loss", kernel, 32 * images, (images, classes, every or images), defines)
 
 
 def _check(pixels, classes):

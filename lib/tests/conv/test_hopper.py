@@ -29,6 +29,7 @@ PROBLEMS = {
     "2x4, not padded": ConvProblem(2, 64, 19, 20, 64, 2, 4),
     "stride 2": ConvProblem(2, 64, 16, 23, 64, 3, 3, (2, 2), (1, 1)),
     "stride 3 down alone": ConvProblem(1, 64, 20, 9, 128, 3, 3, (3, 1), (1, 1)),
+    "filters that are no whole line": ConvProblem(2, 64, 6, 7, 40, 1, 1),
     "six pixels": ConvProblem(1, 64, 2, 3, 64, 3, 3, padding=(1, 1)),
 }
 

@@ -19,6 +19,7 @@ from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
 from convstudy.plots.palette import ENVIRONMENTS
 from convstudy.records import validate_result
+from convstudy.train.losses import cross_entropy
 
 OPTIONS = networks.SUITE.options | {"size": 33, "repeats": 2}
 PAIR = EMULATOR, replace(EMULATOR, index=1)
@@ -188,27 +189,46 @@ class FakeRunner:
     """The network in float64, where PyTorch would be."""
 
     def __init__(self, network, images, targets, precision, channels_last):
+        self.given = network, images, targets
         self.scores = network.forward(images, ReferenceOps()).astype(np.float32)
 
     def inference(self, way):
         return lambda: self.scores
 
+    def training(self, way):
+        return lambda: 1.0
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_sides_take_turns(precision, emulated, monkeypatch):
+    def gradients(self):
+        return gradients(*self.given)
+
+
+def gradients(network, images, labels):
+    tape = TapeOps(ReferenceOps())
+    network.place(tape)
+    _, dlogits = cross_entropy(network.apply(images.astype(float), tape), labels)
+    return tape.backward(dlogits)
+
+
+@pytest.fixture
+def sides(emulated, monkeypatch):
+    """PyTorch's sides without PyTorch, and no clock."""
     for module in (against_pytorch, fusion):
         monkeypatch.setattr(module, "alternating", lambda runs, *_: {name: [1e-3] for name in runs})
     monkeypatch.setattr(against_pytorch, "devices", lambda: PAIR)
     monkeypatch.setattr(pytorch_classifiers, "Runner", FakeRunner)
     monkeypatch.setattr(pytorch_unet, "with_peak", lambda begin, once_more: (begin(), 1000))
     monkeypatch.setattr(pytorch, "release", lambda: None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sides_take_turns(precision, sides):
     name = f"resnet18/n1/contest/inference/{precision}"
     rows = cases(network="resnet18", n="1", size=33)[name].run()
     whole = [row["labels"] for row in rows if row["labels"]["function"] == "network"]
     sides = [f"{labels['execution']}/{labels['layout']}" for labels in whole]
     ways = [f"pytorch-{way}/{layout}" for way in ("eager", "graph") for layout in ("NCHW", "NHWC")]
     assert sides == ["program/NHWC", *ways]
-    parts = {row["labels"]["function"] for row in rows if row["labels"]["execution"] == "program"}
+    parts = functions_of(rows)
     assert parts == {"network", "convolution", "residual sum", "pooling", "linear", "images"}
     for row in rows:
         validate_result(row, "contest")
@@ -216,6 +236,32 @@ def test_sides_take_turns(precision, emulated, monkeypatch):
         if row["labels"]["function"] == "network":
             assert row["check"]["passed"]
             assert row["values"]["peak_bytes"] > 0
+
+
+def functions_of(rows):
+    return {row["labels"]["function"] for row in rows if row["labels"]["execution"] == "program"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_is_judged_by_gradients(precision, sides, monkeypatch):
+    monkeypatch.setattr(pytorch_classifiers, "truth", lambda *given: (None, gradients(*given)))
+    networks._gradients.cache_clear()
+    name = f"resnet18/n2/contest/training/{precision}"
+    found = cases(network="resnet18", n="2", size=33, parts="contest")[name]
+    rows = found.run()
+    ours = rows[0]
+    assert ours["labels"]["execution"] == "program"
+    assert ours["check"]["passed"]
+    assert functions_of(rows) >= {"network", "convolution", "batch norm", "loss", "optimiser"}
+    networks._gradients.cache_clear()
+    monkeypatch.setattr(
+        pytorch_classifiers,
+        "truth",
+        lambda *given: (None, {name: -g for name, g in gradients(*given).items()}),
+    )
+    if precision == "fp32":
+        with pytest.raises(RuntimeError, match="the gradients are wrong"):
+            found.run()
 
 
 def test_parts_are_those_asked_for():

@@ -10,6 +10,7 @@ from ptx import bound
 from convstudy import compile
 from convstudy.device import EMULATOR
 from convstudy.nn import (
+    add_nhwc,
     head_nhwc,
     images_nhwc,
     norm_nhwc,
@@ -23,7 +24,7 @@ from convstudy.train import flat, loss_nhwc
 
 MODULES = (
     *(norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc, head_nhwc, images_nhwc),
-    *(loss_nhwc, flat, transpose),
+    *(loss_nhwc, flat, transpose, add_nhwc),
 )
 KERNELS = [kernel for module in MODULES for kernel in module.KERNELS]
 
@@ -49,6 +50,9 @@ LAUNCHES = [
     pool_nhwc.launch_max_pool_dgrad(LARGE, "bfloat16", *RESNET),
     pool_nhwc.launch_average_pool(LARGE, "bfloat16"),
     pool_nhwc.launch_average_pool_dgrad(LARGE, "bfloat16"),
+    pool_nhwc.launch_average_windows(LARGE, "bfloat16", 7),
+    pool_nhwc.launch_average_windows_dgrad(LARGE, "bfloat16", 7),
+    add_nhwc.launch_add(LARGE, "bfloat16", relu=True),
     relu_nhwc.launch_relu_dgrad(LARGE, "bfloat16", add=True),
     relu_nhwc.launch_bias_wgrad_parts(LARGE, "bfloat16", 768, relu=True),
     relu_nhwc.launch_sums(512, 130, 128),
@@ -68,6 +72,7 @@ LAUNCHES = [
     loss_nhwc.launch_loss_parts(PIXELS, 2, 768),
     loss_nhwc.launch_loss(PIXELS, 512),
     loss_nhwc.launch_loss_dgrad(PIXELS, 2),
+    loss_nhwc.launch_entropy(64, 1000, "bfloat16"),
     flat.launch_norm_parts(31_000_000, 528),
     flat.launch_begin(528),
     transpose.launch_transpose(1024, 2048, "bfloat16"),

@@ -7,7 +7,7 @@ from nhwc_arrays import Bench, close, draw, host, nchw, nhwc, plant
 
 from convstudy.device import EMULATOR
 from convstudy.emulator import EmulatorError
-from convstudy.nn import gradients, pool_nhwc, relu_nhwc, upsample_nhwc
+from convstudy.nn import add_nhwc, gradients, pool_nhwc, relu_nhwc, upsample_nhwc
 from convstudy.nn.reference import ReferenceOps
 
 TWIN = ReferenceOps()
@@ -104,6 +104,58 @@ def test_average_pooling_and_its_gradient(bench, case, rng):
         pool_nhwc.launch_average_pool_dgrad(x.shape, dtype, dx.pitch), bench.put(dy, dtype), dx
     )
     close(dx.get(), np.broadcast_to(dy / (h * w), x.shape), 4, dtype)
+
+
+def do_average_windows(bench, shape, dtype, size, rng):
+    n, h, w, c = shape
+    values, dy = draw(rng, shape, dtype), draw(rng, (n, size, size, c), dtype)
+    y, dx = bench.slice(dy.shape, dtype), bench.slice(shape, dtype)
+    bench.run(pool_nhwc.launch_average_windows(shape, dtype, size), bench.put(values, dtype), y)
+    expected = nhwc(TWIN.average_pool2d(nchw(values), size))
+    close(y.get(), expected, h * w, dtype)
+    launch = pool_nhwc.launch_average_windows_dgrad(shape, dtype, size)
+    bench.run(launch, bench.put(dy, dtype), dx)
+    close(dx.get(), nhwc(gradients.average_pool2d_dgrad(nchw(dy), (h, w))), 16, dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "size"),
+    # Windows that overlap, that are one pixel, and that pixels are repeated for.
+    [
+        ((2, 9, 11, 3), "float32", 7),
+        ((1, 14, 7, 72), "bfloat16", 7),
+        ((2, 1, 2, 5), "float32", 3),
+    ],
+)
+def test_averages_of_windows_and_their_gradient(bench, shape, dtype, size, rng):
+    do_average_windows(bench, shape, dtype, size, rng)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "right", "wrong"),
+    [
+        ("avgpool_fprop_2_windows", "(p + 1) * H + size - 1", "(p + 1) * H"),
+        ("avgpool_dgrad_2_windows", "((h + 1) * size - 1) / H", "h * size / H"),
+    ],
+)
+def test_a_wrong_window_shows(bench, kernel, right, wrong, rng, monkeypatch):
+    plant(monkeypatch, kernel, right, wrong)
+    with pytest.raises((AssertionError, EmulatorError)):
+        do_average_windows(bench, (2, 9, 11, 3), "float32", 7, rng)
+
+
+# ---- sums ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("case", "into"), [(ODD, "y"), (CHUNKS, "x"), (SINGLE, "other")])
+def test_sums_and_their_relu(bench, case, into, relu, rng):
+    shape, dtype, _ = case
+    x, other = draw(rng, shape, dtype), draw(rng, shape, dtype)
+    arrays = {"x": bench.put(x, dtype), "other": bench.put(other, dtype)}
+    arrays["y"] = bench.slice(shape, dtype)
+    launch = add_nhwc.launch_add(shape, dtype, relu)
+    bench.run(launch, arrays["x"], arrays["other"], arrays[into])
+    expected = np.maximum(x + other, 0) if relu else x + other
+    close(arrays[into].get(), expected, 2, dtype)
 
 
 # ---- interpolation -------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from nhwc_arrays import Bench, close, draw, host, nchw, nhwc, plant
+from nhwc_arrays import Bench, close, draw, host, nchw, nhwc, plant, stored
 
 from convstudy.device import EMULATOR
 from convstudy.problem import BFLOAT16
 from convstudy.train import flat, loss_nhwc
-from convstudy.train.losses import cross_entropy_dice
+from convstudy.train.losses import cross_entropy, cross_entropy_dice
 from convstudy.train.optimizers import OPTIMIZERS, ORIGINAL, clip_gradients
 
 
@@ -64,6 +64,32 @@ def test_a_logit_that_is_nan_makes_the_loss_nan(bench):
         launch = loss_nhwc.launch_loss_parts(300, classes, 300, kind)
         bench.run(launch, logits, bench.array(np.zeros(300), kind), parts)
         assert np.isnan(host(parts)[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "dtype", "large"),
+    [(5, 1000, "float32", 1.0), (9, 7, "bfloat16", 1.0), (1, 33, "float32", 100.0)],
+)
+def test_the_loss_of_classes_and_its_gradient(bench, images, classes, dtype, large, rng):
+    logits = stored(draw(rng, (images, classes), dtype) * large, dtype)
+    targets = rng.integers(0, classes, images)
+    given = bench.array(logits, BFLOAT16 if dtype == "bfloat16" else np.float32)
+    parts, loss = bench.unwritten(images, 3), bench.unwritten(loss_nhwc.LOSS_SIZE)
+    launch = loss_nhwc.launch_entropy(images, classes, dtype)
+    bench.run(launch, given, bench.array(targets, np.int32), given, parts)
+    bench.run(loss_nhwc.launch_loss(images, images), parts, loss)
+    value, dlogits = cross_entropy(logits, targets)
+    assert host(loss)[:3] == pytest.approx([value, value, 1.0], rel=2e-6)
+    close(host(given), dlogits, 64, dtype)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_target_that_is_no_class_of_an_image_makes_the_loss_nan(bench, wrong):
+    logits, dlogits = bench.array(np.zeros((3, 4))), bench.unwritten(3, 4)
+    parts = bench.unwritten(3, 3)
+    targets = bench.array([0, wrong, 1], np.int32)
+    bench.run(loss_nhwc.launch_entropy(3, 4, "float32"), logits, targets, dlogits, parts)
+    np.testing.assert_array_equal(np.isnan(host(parts)[:, 0]), [False, True, False])
 
 
 # ---- optimisers ----------------------------------------------------------------------------------

@@ -158,13 +158,20 @@ class Contest:
         truth, terms = self.scores(), self.network().terms()
         return compare(scores, truth, *terms, precision=self.precision)
 
-    def _checked_gradients(self, gradients, is_ours=False):
+    def gradient_error(self, gradients):
+        """Return the length of all gradients' error together, by that of the gradients."""
         truth = self.gradients()
         error = sum(float(np.square(gradients[k] - truth[k]).sum()) for k in truth)
         size = sum(float(np.square(truth[k]).sum()) for k in truth)
+        return (error / size) ** 0.5
+
+    def gradient_limit(self):
+        """Return how large that may be."""
         terms = self.network().terms()
-        limit = tolerance.gradient_tolerance("float32", *terms, precision=self.precision)
-        relative = (error / size) ** 0.5
+        return tolerance.gradient_tolerance("float32", *terms, precision=self.precision)
+
+    def _checked_gradients(self, gradients, is_ours=False):
+        relative, limit = self.gradient_error(gradients), self.gradient_limit()
         if is_ours and not relative <= limit:
             raise RuntimeError(
                 f"the gradients are wrong: together they err by {relative:.3g} of their size, "
