@@ -5,9 +5,6 @@ import numpy as np
 
 from convstudy.nn.ops import Ops
 
-# How a batch is run on a GPU: call by call, or as a captured CUDA graph.
-WAYS = ("eager", "graph")
-
 
 class TorchOps(Ops):
     """A network's functions in PyTorch, on its tensors.
@@ -84,38 +81,3 @@ class TorchOps(Ops):
     def synchronise(self):
         if self._device == "cuda":
             self._torch.cuda.synchronize()
-
-    def inference(self, network, x, way="eager"):
-        """Return ``run()``, which gives the network's result for `x` and does not wait.
-
-        Parameters
-        ----------
-        network : Network
-        x : (N, C, H, W) float32 array
-        way : {"eager", "graph"}
-        """
-        given = self.to_device(x)
-        network.place(self)
-
-        def run():
-            with self._torch.inference_mode():
-                return network.apply(given, self)
-
-        return run if way == "eager" else self._captured(run)
-
-    def _captured(self, run):
-        torch = self._torch
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                run()
-        side.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = run()
-
-        def replay():
-            graph.replay()
-            return result
-
-        return replay

@@ -96,13 +96,15 @@ class Runner:
     device : str
     """
 
+    make, loss = staticmethod(module), staticmethod(loss)
+
     def __init__(self, network, images, masks, precision, channels_last, device="cuda"):
         import torch
 
         self.torch, self.precision = torch, precision
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device = device
-        self.module = module(network).to(device, memory_format=self.layout)
+        self.module = self.make(network).to(device, memory_format=self.layout)
         self.images = torch.from_numpy(np.ascontiguousarray(images)).to(
             device, memory_format=self.layout
         )
@@ -136,7 +138,7 @@ class Runner:
 
         def forward(images, masks):
             with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-                return loss(network(images), masks)
+                return self.loss(network(images), masks)
 
         if way == "compile":
             forward = torch.compile(forward, mode="reduce-overhead", dynamic=False)
@@ -213,7 +215,7 @@ class Trainer:
         return value.item()
 
 
-def truth(network, images, masks, device="cuda"):
+def truth(network, images, masks, device="cuda", make=module, loss=loss):
     """Return scores in evaluation, and gradients in training, in float64.
 
     Returns
@@ -226,7 +228,7 @@ def truth(network, images, masks, device="cuda"):
 
     # Which of cuDNN's algorithms is fastest in float64 takes longer to find out than to use any.
     torch.backends.cudnn.benchmark = False
-    made = module(network).double().to(device)
+    made = make(network).double().to(device)
     given = torch.from_numpy(np.ascontiguousarray(images)).to(device, torch.float64)
     with torch.inference_mode():
         scores = made.eval()(given).cpu().numpy()

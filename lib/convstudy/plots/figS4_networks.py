@@ -84,6 +84,7 @@ def _share(done, row):
     """Return convolution's share of the functions of what `row` is the whole of; NaN for none."""
     same = ["machine", "network", "precision", "n", "execution", "algorithm", "rest", "gpus"]
     pieces = done[(done["function"] != WHOLE) & (done[same] == row[same]).all(axis="columns")]
+    pieces = pieces[pieces["what"] == row["what"].removesuffix(CPU)]
     times = pieces.set_index("function")["median_s"]
     return times.get("convolution", float("nan")) / times.sum()
 

@@ -28,6 +28,8 @@ class Convolution:
     relu : bool
     pooled : Value or None
         What 2 x 2 pooling leaves of `y`, which others read too.
+    residual : Value or None
+        What is added before the ReLU.
     """
 
     function = "convolution"
@@ -42,6 +44,7 @@ class Convolution:
     eps: float = 0.0
     relu: bool = False
     pooled: Value | None = None
+    residual: Value | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +151,13 @@ _HALVING = {"window": 2, "stride": 2, "padding": 0}
 
 def fuse(trace):
     """Return the fused operations of a `Trace`, in order."""
-    done, found = set(), []
+    done, found, ready = set(), [], {trace.input}
     for call in trace.calls:
         if call in done:
             continue
-        operation, calls = _START[call.method](call, trace)
+        operation, calls = _START[call.method](call, trace, ready)
         done.update(calls)
+        ready.update(each.output for each in calls)
         found.append(operation)
     return found
 
@@ -164,11 +168,17 @@ def _only_user(trace, value, method):
     return users[0] if alone and users[0].method == method else None
 
 
-def _convolution(call, trace):
-    calls, last, norm, relu, pooled = [call], call, None, False, None
+def _convolution(call, trace, ready):
+    calls, last, norm, relu, pooled, residual = [call], call, None, False, None, None
     if found := _only_user(trace, last.output, "batch_norm"):
         calls.append(norm := found)
         last = found
+    if found := _only_user(trace, last.output, "add"):
+        # Of two convolutions that are added, the later one does it.
+        others = [value for value in found.inputs if value is not last.output]
+        if ready.issuperset(others):
+            calls.append(found)
+            last, residual = found, others[0]
     if found := _only_user(trace, last.output, "relu"):
         calls.append(found)
         last, relu = found, True
@@ -184,6 +194,7 @@ def _convolution(call, trace):
             bias=call.parameters[1] if len(call.parameters) > 1 else None,
             relu=relu,
             pooled=pooled,
+            residual=residual,
             **options,
         ),
         calls,
@@ -193,7 +204,7 @@ def _convolution(call, trace):
 def _then_relu(kind):
     """Return what makes a `kind` of a call and the ReLU behind it, where there is one."""
 
-    def start(call, trace):
+    def start(call, trace, ready):
         relu = _only_user(trace, call.output, "relu")
         calls = [call, relu] if relu else [call]
         made = kind(*call.inputs, calls[-1].output, *call.parameters, relu=relu is not None)
@@ -203,13 +214,13 @@ def _then_relu(kind):
 
 
 def _alone(kind):
-    def start(call, trace):
+    def start(call, trace, ready):
         return kind(*call.inputs, call.output, *call.parameters, **call.options), [call]
 
     return start
 
 
-def _never_alone(call, trace):
+def _never_alone(call, trace, ready):
     raise NotImplementedError(
         f"program: {call.method}, as this network calls it, is not made a launch yet; "
         f"run it by ResidentOps"

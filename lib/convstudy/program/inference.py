@@ -134,10 +134,17 @@ class Inference:
         if op.norm or op.bias:
             bias = self._parameter(k, np.float32, lambda state: _folded(op, state)[1])
         problem = low.problem(x.shape, k, (r, s), padding=op.padding, stride=op.stride)
-        epilogue = Epilogue(relu=op.relu, pitch=None if y.is_whole else y.pitch)
+        relu = op.relu and not op.residual
+        epilogue = Epilogue(relu=relu, pitch=None if y.is_whole else y.pitch)
         low.convolve("fprop", problem, x, filters, bias, y, epilogue=epilogue)
+        if op.residual:
+            low.add(y, low.lies[op.residual], y, op.relu)
         if op.pooled:
             low.pool(y, low.lies[op.pooled])
+
+    def _sum(self, op):
+        low = self._low
+        low.add(*(low.lies[value] for value in (op.x, op.other, op.y)), op.relu)
 
     def _pooling(self, op):
         x, y = self._low.lies[op.x], self._low.lies[op.y]
@@ -179,7 +186,7 @@ _LOWER = {
     fuse.Pooling: Inference._pooling,
     # What is joined was written where it is read.
     fuse.Concatenation: lambda self, op: None,
-    fuse.Sum: lambda self, op: self._low.add(op),
+    fuse.Sum: Inference._sum,
     fuse.Averaging: lambda self, op: self._low.average(op),
     fuse.Linear: Inference._linear,
     fuse.Head: Inference._head,

@@ -97,18 +97,17 @@ class Lowering:
                 return whole.part((first, other.x.shape[1])), other.corner
         return self.lies[op.y], (0, 0)
 
-    def pool(self, x, y, window=2, stride=2, padding=0):
-        """Launch pooling of one tensor to another."""
+    def pool(self, x, y, window=2, stride=2, padding=0, winners=None):
+        """Launch pooling of one tensor to another; a gradient will want the winners."""
         sides = ((size, size) for size in (window, stride, padding))
         launch = pool_nhwc.launch_max_pool(
             x.shape, self.dtype.name, *sides, pitch_x=x.pitch, pitch_y=y.pitch
         )
-        self.builder.run(launch, x, y, None)
+        self.builder.run(launch, x, y, winners)
 
-    def add(self, op):
-        """Launch a residual sum."""
-        x, other, y = (self.lies[value] for value in (op.x, op.other, op.y))
-        self.builder.run(add_nhwc.launch_add(y.shape, self.dtype.name, op.relu), x, other, y)
+    def add(self, x, other, y, relu=False):
+        """Launch a sum of two tensors; y may be one of them."""
+        self.builder.run(add_nhwc.launch_add(y.shape, self.dtype.name, relu), x, other, y)
 
     def average(self, op):
         """Launch the averaging of windows that share out the image."""

@@ -76,9 +76,7 @@ def some_choices(kernel, precision):
     first = KERNELS.index(kernel) + PRECISIONS.index(precision)
     if kernel.endswith("_halo"):
         return found[first % 2 :: 2]
-    tiles = list(dict.fromkeys(tile for tile, _ in found))
-    tiles = tiles[first % 4 :: 4] + [tile for tile in tiles if tile in hopper._TILES_OF_TAPS]
-    tiles = list(dict.fromkeys(tiles))
+    tiles = list(dict.fromkeys(tile for tile, _ in found))[first % 4 :: 4]
     return [(tile, 1 + 3 * ((first + i) % 2)) for i, tile in enumerate(tiles)]
 
 
@@ -105,7 +103,7 @@ def test_tiles_and_splits_on_the_emulator_give_the_right_result(
 
 def test_every_tile_is_among_those_tried_on_the_emulator():
     tried = {choice[0] for kernel, _, choice in CHOSEN if family(kernel) is hopper}
-    all_tiles = {*hopper._TILES_SPLIT, *hopper._TILES_WHOLE, *hopper._TILES_OF_TAPS}
+    all_tiles = {*hopper._TILES_SPLIT, *hopper._TILES_WHOLE}
     assert {dataclasses.replace(tile, filters_first=False) for tile in tried} == all_tiles
     assert any(tile.filters_first for tile in tried)
 

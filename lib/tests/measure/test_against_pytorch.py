@@ -69,7 +69,7 @@ def emulated(monkeypatch):
 @pytest.mark.parametrize("what", ["inference", "training"])
 def test_each_way_takes_part_and_ours_is_checked(what, emulated):
     labels = {"what": what, "precision": "fp32", "n": 2}
-    rows = contest._Contest(f"{what}/fp32/n2", labels, OPTIONS).run()
+    rows = contest.Contest(f"{what}/fp32/n2", labels, OPTIONS).run()
     sides = [f"{row['labels']['side']}/{row['labels']['layout']}" for row in rows]
     ways = [f"pytorch-{way}/{layout}" for way in ("eager", "graph") for layout in ("NCHW", "NHWC")]
     assert sides == ["ours/NHWC", *ways]
@@ -90,7 +90,7 @@ def test_wrong_gradients_are_not_timed(emulated, monkeypatch):
     monkeypatch.setattr(pytorch_unet, "truth", wrong)
     labels = {"what": "training", "precision": "fp32", "n": 2}
     with pytest.raises(RuntimeError, match="the gradients are wrong"):
-        contest._Contest("training/fp32/n2", labels, OPTIONS).run()
+        contest.Contest("training/fp32/n2", labels, OPTIONS).run()
 
 
 def test_cases_are_those_asked_for():

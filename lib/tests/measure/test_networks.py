@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from convstudy.device import EMULATOR
-from convstudy.measure import pytorch, pytorch_ops
+from convstudy.measure import pytorch, pytorch_classifiers, pytorch_ops, pytorch_unet
+from convstudy.measure.suites import against_pytorch, fusion, networks
 from convstudy.measure.suites import network as shared
-from convstudy.measure.suites import networks
 from convstudy.models.resnet import ResNet
 from convstudy.models.unet import UNet
 from convstudy.models.vgg import VGG16
 from convstudy.nn.ops import FUNCTIONS
 from convstudy.nn.reference import ReferenceOps
+from convstudy.nn.tape import TapeOps
 from convstudy.plots.palette import ENVIRONMENTS
 from convstudy.records import validate_result
 
@@ -82,7 +83,7 @@ def test_names_are_unique_and_what_a_machine_lacks_is_said():
     assert len(set(names)) == len(names)
     for name, n in itertools.product(("vgg16", "resnet18", "resnet50"), (1, 16)):
         assert f"{name}/n{n}/resident/conv2d_fprop_3_tiled" in names
-        assert f"{name}/n{n}/contest/bf16" in names
+        assert f"{name}/n{n}/contest/inference/bf16" in names
     assert "vgg16/n16/cpu-plain" not in names
     skipped = [case for case in found if case.skip]
     assert all("GPU" in case.skip or "PyTorch" in case.skip for case in skipped)
@@ -142,7 +143,7 @@ needs_pytorch = pytest.mark.skipif(
 
 @needs_pytorch
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("kind", ["vgg16", "resnet18", "unet", "bilinear"])
+@pytest.mark.parametrize("kind", ["vgg16", "resnet18", "resnet50", "unet", "bilinear"])
 def test_pytorch_runs_every_network(kind, channels_last, rng):
     if kind in ("unet", "bilinear"):
         network = UNet.initialised(1, bilinear=kind == "bilinear", width=4)
@@ -153,10 +154,26 @@ def test_pytorch_runs_every_network(kind, channels_last, rng):
     truth = network.forward(x, ReferenceOps())
     for precision in ("fp32", "bf16"):
         ops = pytorch_ops.TorchOps("cpu", precision, channels_last)
-        room = 2 if precision == "bf16" else 1
-        for y in (network.forward(x, ops), ops.to_host(ops.inference(network, x)())):
+        given = network, x, np.zeros(2), precision, channels_last, "cpu"
+        classifier = pytorch_classifiers.Runner(*given).inference("eager")
+        for y in (network.forward(x, ops), ops.to_host(classifier())):
             terms = network.terms()
-            assert shared.checked(y, truth, *terms, precision=precision, room=room)["passed"]
+            assert shared.checked(y, truth, *terms, precision=precision)["passed"]
+
+
+@needs_pytorch
+@pytest.mark.parametrize("kind", ["vgg16", "resnet18", "resnet50"])
+def test_pytorch_s_gradients_are_the_tapes(kind, rng):
+    network = networks.network(kind)
+    x, labels = rng.standard_normal((2, 3, 33, 40), dtype=np.float32), np.array([3, 1])
+    tape = TapeOps(ReferenceOps())
+    network.place(tape)
+    scores = network.apply(x.astype(float), tape)
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    expected = tape.backward((shares - np.eye(5)[labels]) / 2)
+    _, found = pytorch_classifiers.truth(network, x, labels, "cpu")
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 @needs_pytorch
@@ -167,22 +184,46 @@ def test_pytorch_s_functions_are_timed():
         assert rows["network"]["labels"]["layout"] == layout
 
 
-@needs_pytorch
+class FakeRunner:
+    """The network in float64, where PyTorch would be."""
+
+    def __init__(self, network, images, targets, precision, channels_last):
+        self.scores = network.forward(images, ReferenceOps()).astype(np.float32)
+
+    def inference(self, way):
+        return lambda: self.scores
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sides_take_turns(precision, emulated, monkeypatch):
-    """On the CPU, where there is no graph to capture and no event to wait for."""
-    monkeypatch.setattr(networks, "WAYS", ("eager",))
-    monkeypatch.setattr(networks, "capture", lambda device, calls: calls[0])
-    monkeypatch.setattr(networks, "once", lambda clock, device: lambda run: run() is None or 1.0)
-    make = pytorch_ops.TorchOps
-    monkeypatch.setattr(networks, "TorchOps", lambda device, *rest: make("cpu", *rest))
-    rows = cases(network="resnet18", n="1", size=20)[f"resnet18/n1/contest/{precision}"].run()
-    sides = {tuple(row["labels"][k] for k in ("execution", "layout")) for row in rows}
-    expected = {("pytorch-eager", "NCHW"), ("pytorch-eager", "NHWC")}
-    if precision == "fp32":
-        expected.add(("resident", "NCHW"))
-    assert sides == expected
+    for module in (against_pytorch, fusion):
+        monkeypatch.setattr(module, "alternating", lambda runs, *_: {name: [1e-3] for name in runs})
+    monkeypatch.setattr(against_pytorch, "devices", lambda: PAIR)
+    monkeypatch.setattr(pytorch_classifiers, "Runner", FakeRunner)
+    monkeypatch.setattr(pytorch_unet, "with_peak", lambda begin, once_more: (begin(), 1000))
+    monkeypatch.setattr(pytorch, "release", lambda: None)
+    name = f"resnet18/n1/contest/inference/{precision}"
+    rows = cases(network="resnet18", n="1", size=33)[name].run()
+    whole = [row["labels"] for row in rows if row["labels"]["function"] == "network"]
+    sides = [f"{labels['execution']}/{labels['layout']}" for labels in whole]
+    ways = [f"pytorch-{way}/{layout}" for way in ("eager", "graph") for layout in ("NCHW", "NHWC")]
+    assert sides == ["program/NHWC", *ways]
+    parts = {row["labels"]["function"] for row in rows if row["labels"]["execution"] == "program"}
+    assert parts == {"network", "convolution", "residual sum", "pooling", "linear", "images"}
     for row in rows:
         validate_result(row, "contest")
         assert row["clock"] == "event"
-        assert row["check"]["passed"]
+        if row["labels"]["function"] == "network":
+            assert row["check"]["passed"]
+            assert row["values"]["peak_bytes"] > 0
+
+
+def test_parts_are_those_asked_for():
+    found = cases(network="resnet18", n="1,64", parts="contest", whats="training")
+    assert list(found) == [
+        f"resnet18/n{n}/contest/training/{precision}"
+        for n in (1, 64)
+        for precision in ("fp32", "tf32", "bf16")
+    ]
+    with pytest.raises(ValueError, match="no part 'gpu'; there are cpu, offload"):
+        cases(parts="gpu")

@@ -6,7 +6,9 @@ import pytest
 
 from convstudy import tolerance
 from convstudy.device import EMULATOR, devices
+from convstudy.models.resnet import ResNet
 from convstudy.models.unet import UNet
+from convstudy.models.vgg import VGG16
 from convstudy.nn.reference import ReferenceOps
 from convstudy.program.inference import Inference
 
@@ -37,6 +39,48 @@ def test_scores_are_the_networks(precision, bilinear):
     forward.load(images)
     forward.program.run()
     check(network, forward.scores(), images, precision)
+
+
+CLASSIFIERS = {
+    # Linear layers of a ragged image, and of classes that fill no vector.
+    "vgg16": lambda width: VGG16.initialised(0, num_classes=10, width=width),
+    "vgg16_bn": lambda width: VGG16.initialised(0, 7, batch_norm=True, width=width),
+    "resnet18": lambda width: ResNet.initialised(0, 18, num_classes=10, width=width),
+    "resnet50": lambda width: ResNet.initialised(0, 50, num_classes=16, width=width),
+}
+
+
+def classifier_of(name, width=8):
+    network = CLASSIFIERS[name](width)
+    network.randomise_statistics(1)
+    return network
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50"])
+def test_classes_are_the_networks(name, precision):
+    network = classifier_of(name)
+    images = images_of((2, 3, 33, 40)) - 0.5
+    forward = Inference(network, images.shape, precision, EMULATOR)
+    forward.program.allocate(apart=True)
+    forward.reload()
+    forward.load(images)
+    forward.program.run()
+    assert forward.scores().shape == (2, network.num_classes)
+    check(network, forward.scores(), images, precision)
+
+
+def test_parameters_are_made_ready_again():
+    """Rung 10 takes filters of fp32 in two parts, which are made when parameters are loaded."""
+    network = classifier_of("resnet18", width=32)
+    images = images_of((1, 3, 33, 33)) - 0.5
+    forward = Inference(network, images.shape, "fp32", EMULATOR)
+    made = [launch.kernel for launch, _ in forward.program.beforehand]
+    assert "conv2d_operand_1_split" in made
+    assert not {"conv2d_operand_1_split"} & {launch.kernel for launch, _ in forward.program.steps}
+    network.randomise_statistics(5)
+    forward.reload()
+    check(network, forward(images), images, "fp32")
 
 
 def test_shared_memory_gives_the_same_bits():
@@ -78,6 +122,17 @@ def test_other_batches_and_precisions_are_refused():
 def test_scores_are_the_networks_on_the_gpu(precision, bilinear):
     network = network_of(width=64, bilinear=bilinear)
     images = images_of((3, 3, 50, 71))
+    forward = Inference(network, images.shape, precision, devices()[0])
+    check(network, forward(images), images, precision)
+    np.testing.assert_array_equal(forward(images), forward(images))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classes_are_the_networks_on_the_gpu(name, precision):
+    network = classifier_of(name, width=64)
+    images = images_of((3, 3, 97, 110)) - 0.5
     forward = Inference(network, images.shape, precision, devices()[0])
     check(network, forward(images), images, precision)
     np.testing.assert_array_equal(forward(images), forward(images))

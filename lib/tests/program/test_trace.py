@@ -60,13 +60,38 @@ def test_what_is_joined_lies_where_it_is_joined(network):
     assert not lies[joined[0].y].is_whole or lies[joined[0].y].offset == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [(VGG16, {}), (ResNet, {"depth": 18}), (ResNet, {"depth": 50})]
-)
-def test_what_is_no_launch_yet_says_so(kind, options):
-    """Classifiers are traced, calls and shapes; their programs are still to come."""
-    network = kind.initialised(0, num_classes=7, width=4, **options)
+def test_classifiers_are_fused():
+    network = ResNet.initialised(0, 50, num_classes=7, width=4)
     found = trace(network, (2, 3, 64, 64))
     assert found.output.shape == (2, 7)
+    operations = fuse.fuse(found)
+    kinds = [type(each) for each in operations]
+    assert kinds.count(fuse.Convolution) == 53
+    assert kinds[1] is fuse.Pooling
+    assert kinds[-2:] == [fuse.Averaging, fuse.Linear]
+    convolutions = [each for each in operations if isinstance(each, fuse.Convolution)]
+    sums = [each for each in convolutions if each.residual]
+    assert len(sums) == 16
+    # One behind each block's sum, and between its convolutions.
+    assert all(each.relu for each in sums)
+    assert sum(each.relu for each in convolutions) == 1 + 3 * 16
+    # What is added is there by then.
+    places = {each.y: place for place, each in enumerate(operations)}
+    assert all(places[each.residual] < places[each.y] for each in sums)
+    assert operations[-1].y is found.output
+    assert not operations[-1].relu
+
+
+def test_linear_layers_are_filters_of_an_images_size():
+    operations = fuse.fuse(trace(VGG16.initialised(0, num_classes=7, width=4), (1, 3, 40, 32)))
+    averaging, *linear = operations[-4:]
+    assert (type(averaging), averaging.size) == (fuse.Averaging, 7)
+    assert [each.shape for each in linear] == [(256, 32, 7, 7), (256, 256, 1, 1), (7, 256, 1, 1)]
+    assert [each.relu for each in linear] == [True, True, False]
+
+
+def test_what_is_no_launch_says_so():
+    network = UNet.initialised(0)
+    network.apply = lambda x, ops: ops.relu(x)
     with pytest.raises(NotImplementedError, match="run it by ResidentOps"):
-        fuse.fuse(found)
+        fuse.fuse(trace(network, (1, 3, 16, 16)))

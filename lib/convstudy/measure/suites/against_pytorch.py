@@ -28,7 +28,7 @@ def cases(options):
         for precision in _words(options["precisions"]):
             for n in numbers(options["n"]):
                 labels = {"what": what, "precision": precision, "n": n}
-                contest = _Contest(f"{what}/{precision}/n{n}", labels, options)
+                contest = Contest(f"{what}/{precision}/n{n}", labels, options)
                 yield Case(contest.name, contest.run, labels, no_gpu() or pytorch.why_not())
 
 
@@ -50,7 +50,7 @@ def _truth(n):
 
 
 @dataclass
-class _Side:
+class Side:
     """One way to do it: ``run()``, the bytes that it takes at most, and how right it is."""
 
     run: Callable
@@ -59,13 +59,40 @@ class _Side:
     predicted_bytes: int = 0
 
 
-class _Contest:
+class Contest:
     """Ours and PyTorch at one batch: same images, same weights, same clock, turn by turn."""
 
     def __init__(self, name, labels, options):
         self.name, self.labels, self.options = name, labels, options
         self.what, self.precision, self.n = (labels[key] for key in ("what", "precision", "n"))
 
+    # ---- whose contest it is ---------------------------------------------------------------------
+    def network(self):
+        return unet()
+
+    def images(self):
+        return images(self.n)
+
+    def targets(self):
+        return masks(self.n)
+
+    def scores(self):
+        """Return the network's result in float64."""
+        return _truth(self.n)[0]
+
+    def gradients(self):
+        """Return the gradients of a training step in float64, by name."""
+        return _truth(self.n)[1]
+
+    def runner(self, channels_last):
+        """Return PyTorch's side."""
+        given = self.network(), self.images(), self.targets(), self.precision, channels_last
+        return pytorch_unet.Runner(*given)
+
+    def side_labels(self, way, layout):
+        return {"side": way, "layout": layout}
+
+    # ---- how it goes -----------------------------------------------------------------------------
     def run(self):
         """Check each side, then time them in turn; return a row for each."""
         device = devices()[0]
@@ -85,30 +112,27 @@ class _Contest:
         return self.precision in wanted
 
     def _our_inference(self, device):
-        network = unet()
-        ours = Inference(network, images(self.n).shape, self.precision, device)
-        ours.load(images(self.n))
+        ours = Inference(self.network(), self.images().shape, self.precision, device)
+        ours.load(self.images())
         ours.run()
         check = self._checked_scores(ours.scores(), is_ours=True)
         return self._side(ours, check)
 
     def _our_training(self, device):
-        network = unet()
-        ours = GpuBackend(network, images(self.n).shape, self.precision, device=device)
-        ours.load(images(self.n), masks(self.n), 1e-4)
+        shape = self.images().shape
+        ours = GpuBackend(self.network(), shape, self.precision, device=device)
+        ours.load(self.images(), self.targets(), 1e-4)
         ours.run()
         check = self._checked_gradients(ours.gradients(), is_ours=True)
         return self._side(ours, check)
 
     def _side(self, ours, check):
         planned = ours.program.arena_bytes + ours.program.kept_bytes
-        return _Side(ours.run, ours.program.allocated_bytes, check, planned)
+        return Side(ours.run, ours.program.allocated_bytes, check, planned)
 
     def _pytorch(self, way, layout):
         def begin():
-            runner = pytorch_unet.Runner(
-                unet(), images(self.n), masks(self.n), self.precision, layout == "NHWC"
-            )
+            runner = self.runner(layout == "NHWC")
             run = getattr(runner, self.what)(way)
             first = run()
             if self.what == "training":
@@ -125,19 +149,20 @@ class _Contest:
         if first is not None:
             compare = self._checked_scores if self.what == "inference" else self._checked_gradients
             check = compare(first)
-        return _Side(run, peak, check)
+        return Side(run, peak, check)
 
     def _checked_scores(self, scores, is_ours=False):
         if not isinstance(scores, np.ndarray):
             scores = scores.float().cpu().numpy()
         compare = checked if is_ours else compared
-        return compare(scores, _truth(self.n)[0], *unet().terms(), precision=self.precision)
+        truth, terms = self.scores(), self.network().terms()
+        return compare(scores, truth, *terms, precision=self.precision)
 
     def _checked_gradients(self, gradients, is_ours=False):
-        _, truth = _truth(self.n)
+        truth = self.gradients()
         error = sum(float(np.square(gradients[k] - truth[k]).sum()) for k in truth)
         size = sum(float(np.square(truth[k]).sum()) for k in truth)
-        terms = unet().terms()
+        terms = self.network().terms()
         limit = tolerance.gradient_tolerance("float32", *terms, precision=self.precision)
         relative = (error / size) ** 0.5
         if is_ours and not relative <= limit:
@@ -159,7 +184,7 @@ class _Contest:
             values["predicted_bytes"] = side.predicted_bytes
         return result(
             f"{self.name}/{name}",
-            self.labels | {"side": way, "layout": layout},
+            self.labels | self.side_labels(way, layout),
             samples,
             clock="event",
             cache="warm",

@@ -97,7 +97,6 @@ class _Part:
 
 
 def _functions(name, labels, repeats):
-    """Time a program, and the launches of each function alone; return a row for each."""
     device, n = devices()[0], labels["n"]
     if labels["what"] == "inference":
         ours = Inference(unet(), images(n).shape, labels["precision"], device)
@@ -105,6 +104,23 @@ def _functions(name, labels, repeats):
     else:
         ours = GpuBackend(unet(), images(n).shape, labels["precision"], device=device)
         ours.load(images(n), masks(n), 0.0)
+    return timed(ours, name, labels, device, repeats)
+
+
+def timed(ours, name, labels, device, repeats):
+    """Time a program, and the launches of each function alone; return a row for each.
+
+    Parameters
+    ----------
+    ours : Inference or GpuBackend
+        With a batch.
+    name : str
+        What the rows' names begin with.
+    labels : dict
+        Of every row; "function" is added.
+    device : Device
+    repeats : int
+    """
     ours.run()
     of = np.array(functions(ours.program))
     parts = {each: _Part(ours.program, frozenset(np.flatnonzero(of == each))) for each in of}

@@ -7,12 +7,13 @@ import numpy as np
 
 from convstudy.conv.cpu import threads
 from convstudy.device import devices
-from convstudy.measure import pytorch
-from convstudy.measure.clocks import once, sample
-from convstudy.measure.graphs import alternating, capture
-from convstudy.measure.pytorch_ops import WAYS, TorchOps
+from convstudy.measure import pytorch, pytorch_classifiers
+from convstudy.measure.clocks import sample
+from convstudy.measure.pytorch_ops import TorchOps
 from convstudy.measure.runner import SEED
-from convstudy.measure.suite import Case, Suite, checked, result
+from convstudy.measure.suite import Case, Suite, result
+from convstudy.measure.suites import fusion
+from convstudy.measure.suites.against_pytorch import Contest
 from convstudy.measure.suites.network import (
     BLOCKED,
     KERNELS,
@@ -22,6 +23,7 @@ from convstudy.measure.suites.network import (
     numbers,
     pieces,
 )
+from convstudy.measure.suites.passes import words
 from convstudy.models.resnet import ResNet
 from convstudy.models.vgg import VGG16
 from convstudy.nn.blas import BlasOps
@@ -52,8 +54,10 @@ _ENVIRONMENTS = {
     ("resident", BLOCKED, 1): "1 GPU, register-blocked",
 }
 _REST = {"cpu-plain": PlainOps, "cpu-blas": BlasOps}
-# bf16 all through rounds every layer's result, and not only its operands.
-_ROOM = {"fp32": 1, "tf32": 1, "bf16": 2}
+# What is measured, to be chosen from: the CPU, the paper's way, layer by layer on a GPU, and ours
+# against PyTorch.
+_PARTS = ("cpu", "offload", "resident", "contest")
+_WHATS = ("inference", "training")
 # Images that differ; a batch has them over and over.
 _IMAGES = 2
 
@@ -90,49 +94,66 @@ def work(name, n, size):
 
 def cases(options):
     """Yield a case for each network, batch and way of executing it."""
-    names = [word.strip() for word in options["network"].split(",")]
-    unknown = [name for name in names if name not in NETWORKS]
-    if unknown:
-        raise ValueError(
-            f"suite networks: no network {unknown[0]!r}; there are {', '.join(NETWORKS)}"
-        )
+    for option, known in (("network", NETWORKS), ("parts", _PARTS), ("whats", _WHATS)):
+        unknown = [name for name in words(options[option]) if name not in known]
+        if unknown:
+            raise ValueError(
+                f"suite networks: no {option.removesuffix('s')} {unknown[0]!r}; there are "
+                f"{', '.join(known)}"
+            )
+    names = words(options["network"])
     for name in names:
         for n in numbers(options["n"]):
             yield from _of(_Rows(name, n, options))
 
 
 def _of(rows):
-    plain, repeats = rows.options["plain_repeats"], rows.options["repeats"]
+    options = rows.options
+    parts = words(options["parts"])
     # What is slow is slow for few images, too.
-    few = rows.n in numbers(rows.options["n_cpu"])
-    if few:
-        yield rows.by_function("cpu-plain", PlainOps, plain, threads=1)
-        yield rows.by_function("cpu-blas", BlasOps, repeats, threads=threads())
-        for layout in ("NCHW", "NHWC"):
-            yield rows.pytorch_cpu(layout)
-        for rest, make in _REST.items():
-            count = plain if rest == "cpu-plain" else repeats
-            for algorithm in (_NAIVE, TILED, BLOCKED):
-                yield rows.by_function(
-                    "offload",
-                    lambda a=algorithm, m=make: OffloadOps(a, devices()[0], m()),
-                    *(count, algorithm, rest, 1),
-                )
+    few = rows.n in numbers(options["n_cpu"])
+    if few and "cpu" in parts:
+        yield from _on_cpu(rows)
+    if few and "offload" in parts:
+        yield from _offload(rows)
+    if "resident" in parts:
+        for algorithm in KERNELS if few else (TILED, BLOCKED):
+            yield rows.by_function(
+                "resident",
+                lambda a=algorithm: ResidentOps(a, devices()[0]),
+                *(options["repeats"], algorithm, "", 1),
+            )
+        if rows.n > 1:
+            yield rows.two_resident()
+    if "contest" in parts:
+        for what in words(options["whats"]):
+            for precision in words(options["precisions"]):
+                yield rows.contest(what, precision)
+
+
+def _on_cpu(rows):
+    plain, repeats = rows.options["plain_repeats"], rows.options["repeats"]
+    yield rows.by_function("cpu-plain", PlainOps, plain, threads=1)
+    yield rows.by_function("cpu-blas", BlasOps, repeats, threads=threads())
+    for layout in ("NCHW", "NHWC"):
+        yield rows.pytorch_cpu(layout)
+
+
+def _offload(rows):
+    plain, repeats = rows.options["plain_repeats"], rows.options["repeats"]
+    for rest, make in _REST.items():
+        count = plain if rest == "cpu-plain" else repeats
+        for algorithm in (_NAIVE, TILED, BLOCKED):
             yield rows.by_function(
                 "offload",
-                lambda m=make: DataParallelOps(devices()[:2], 1, algorithm=TILED, cpu=m()),
-                *(count, TILED, rest, 2),
+                lambda a=algorithm, m=make: OffloadOps(a, devices()[0], m()),
+                *(count, algorithm, rest, 1),
             )
-    for algorithm in KERNELS if few else (TILED, BLOCKED):
         yield rows.by_function(
-            "resident",
-            lambda a=algorithm: ResidentOps(a, devices()[0]),
-            *(repeats, algorithm, "", 1),
+            "offload",
+            lambda m=make: DataParallelOps(devices()[:2], 1, algorithm=TILED, cpu=m()),
+            *(count, TILED, rest, 2),
         )
-    if rows.n > 1:
-        yield rows.two_resident()
-    for precision in rows.options["precisions"].split(","):
-        yield rows.contest(precision.strip())
 
 
 class _Rows:
@@ -210,62 +231,80 @@ class _Rows:
         labels = self.labels("resident", TILED, gpus=2)
         return self.case(labels, run, no_gpu(2), "resident", TILED, "2 GPUs")
 
-    def contest(self, precision):
+    def contest(self, what, precision):
         """Return the case in which ours and PyTorch take turns on a GPU: same images, same clock.
 
-        Each side is a CUDA graph, and PyTorch is run call by call as well.
+        Ours is one CUDA graph; its functions are timed apart, too.
         """
 
         def run(name, labels):
-            device, mine = devices()[0], self.work()
-            sides = _ours(mine, device, precision)
-            for way in WAYS:
-                for layout in ("NCHW", "NHWC"):
-                    ops = TorchOps("cuda", precision, layout == "NHWC")
-                    call = ops.inference(mine.network, mine.images, way)
-                    check = _checked(ops.to_host(call()), mine, precision)
-                    sides[f"pytorch-{way}", "", layout] = call, check
-            replays = {key: call for key, (call, _) in sides.items()}
+            return _Contest(name, labels, self.options, self.work()).run()
+
+        labels = self.labels("contest", gpus=1, precision=precision) | {"what": what}
+        skip = no_gpu() or pytorch.why_not()
+        return self.case(labels, run, skip, "contest", what, precision)
+
+
+class _Contest(Contest):
+    """Ours and PyTorch on one classifier."""
+
+    def __init__(self, name, labels, options, mine):
+        super().__init__(name, labels, options)
+        self._mine = mine
+
+    def network(self):
+        return self._mine.network
+
+    def images(self):
+        return self._mine.images
+
+    def targets(self):
+        return classes(self.n, self.network().num_classes)
+
+    def scores(self):
+        return self._mine.expected()
+
+    def gradients(self):
+        return _gradients(self.labels["network"], self.n, self.labels["size"])
+
+    def runner(self, channels_last):
+        given = self.network(), self.images(), self.targets(), self.precision, channels_last
+        return pytorch_classifiers.Runner(*given)
+
+    def side_labels(self, way, layout):
+        execution = "program" if way == "ours" else way
+        return {"execution": execution, "layout": layout, "function": "network"}
+
+    def run(self):
+        device = devices()[0]
+        try:
+            rows = super().run()
+            labels = self.labels | self.side_labels("ours", "NHWC")
             repeats = self.options["repeats"]
-            samples = alternating(once("event", device), replays, 1, repeats)
-            return [
-                result(
-                    "/".join(part for part in (name, *key) if part),
-                    labels
-                    | dict(zip(("execution", "algorithm", "layout"), key, strict=True))
-                    | {"function": "network"},
-                    samples[key],
-                    clock="event",
-                    cache="warm",
-                    transfers="excluded",
-                    warmup=3,
-                    check=check,
-                    device=device,
-                )
-                for key, (_, check) in sides.items()
-            ]
+            parts = fusion.timed(self._ours, f"{self.name}/ours", labels, device, repeats)
+            return [*rows, *(row for row in parts if row["labels"]["function"] != "network")]
+        finally:
+            self._ours = None
+            pytorch.release()
 
-        labels = self.labels("contest", gpus=1, precision=precision)
-        return self.case(labels, run, no_gpu() or pytorch.why_not(), "contest", precision)
+    def _is_compiled(self):
+        return self.precision in words(self.options["compiled"])
+
+    def _side(self, ours, check):
+        self._ours = ours
+        return super()._side(ours, check)
 
 
-def _ours(mine, device, precision):
-    """Return our sides of a contest: (call, check) by execution, algorithm and layout."""
-    if precision != "fp32":
-        return {}
-    ops = ResidentOps(BLOCKED, device)
-    x = ops.to_device(mine.images)
-
-    def call():
-        return mine.network.apply(x, ops)
-
-    check = _checked(ops.to_host(call()), mine, precision)
-    return {("resident", BLOCKED, "NCHW"): (capture(device, [call]), check)}
+def classes(n, count):
+    """Return a class of `count` for each of `n` images, (N,) int32."""
+    return np.random.default_rng(SEED).integers(0, count, n, np.int32)
 
 
-def _checked(y, mine, precision):
-    terms = mine.network.terms()
-    return checked(y, mine.expected(), *terms, precision=precision, room=_ROOM[precision])
+@functools.lru_cache(1)
+def _gradients(name, n, size):
+    mine = work(name, n, size)
+    targets = classes(n, mine.network.num_classes)
+    return pytorch_classifiers.truth(mine.network, mine.images, targets)[1]
 
 
 SUITE = Suite(
@@ -277,7 +316,10 @@ SUITE = Suite(
         "n": "1,16,64",
         "n_cpu": "1",
         "size": 224,
+        "parts": ",".join(_PARTS),
+        "whats": "inference",
         "precisions": "fp32,tf32,bf16",
+        "compiled": "",
         "repeats": 10,
         "plain_repeats": 1,
     },
