@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Data parallelism: a batch in chunks over streams and GPUs, with the copies overlapped."""
+"""Many processors: a batch in chunks over streams and GPUs, and ranks that train together."""

@@ -48,7 +48,16 @@ def test_what_a_gpu_is_to_do_runs_on_the_emulator(monkeypatch):
     monkeypatch.setattr(ranked, "_wait_for", lambda device: None)
     monkeypatch.setattr(ranked, "_LONG_ENOUGH_S", 0)
     monkeypatch.setattr(ranked, "_CHUNKS", 2)
-    job = ranked.Job("", "gpu", "tf32", [1], 4, [32, 32], 1)
+    check_a_gpus_jobs(ranked.Job("", "gpu", "tf32", [1], 4, [32, 32], 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_what_a_gpu_is_to_do_runs_on_one(precision):
+    check_a_gpus_jobs(ranked.Job("", "gpu", precision, [1, 3], 16, [32, 48], 2))
+
+
+def check_a_gpus_jobs(job):
     found = {
         what: ranked.run(1, dataclasses.replace(job, what=what))
         for what in ("training", "timeline", "inference", "inference from the host")
@@ -59,6 +68,15 @@ def test_what_a_gpu_is_to_do_runs_on_the_emulator(monkeypatch):
         assert found[what][0]["values"]["error"] < 0.1
     whats = [event["what"] for event in found["timeline"][0]["values"]["events"]]
     assert whats == ["forward", "backward", "wait", "update"]
+
+
+@pytest.mark.parametrize("what", ["training", "inference"])
+def test_pytorch_is_timed_on_the_same_ranks(what):
+    pytest.importorskip("torch", reason='PyTorch is not installed: run "make setup EXTRAS=torch"')
+    job = dataclasses.replace(JOB, what=what, is_pytorch=True, size=[32, 32])
+    (row,) = ranked.run(2, job)
+    assert row["labels"]["side"] == {"training": "ddp", "inference": "pytorch-eager"}[what]
+    assert min(row["samples"]) > 0
 
 
 def test_one_rank_needs_no_launcher(monkeypatch):

@@ -92,8 +92,8 @@ class _Part:
     def allocate_once(self):
         self.program.allocate_once()
 
-    def run(self, checked=True):
-        self.program.run(checked, only=self.chosen)
+    def run(self, checked=True, reached=None):
+        self.program.run(checked, reached, self.chosen)
 
 
 def _functions(name, labels, repeats):
