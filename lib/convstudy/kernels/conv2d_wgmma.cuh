@@ -54,6 +54,19 @@
 #define CLUSTERED
 #endif
 
+// Whether the mean and the squared distances of what each tile writes are written, too, of each
+// column: (tiles of rows, 2, columns), and behind them how many rows each tile has.
+#ifndef STATISTICS
+#define STATISTICS 0
+#endif
+#if STATISTICS
+#define STATISTICS_POINTER , float* __restrict__ moments
+#define STATISTICS_GIVEN , moments
+#else
+#define STATISTICS_POINTER
+#define STATISTICS_GIVEN
+#endif
+
 // Whether the first operand lies in patches of its own, and not in the stages (conv2d_halo.cuh).
 #ifndef PATCHES
 #define PATCHES 0
@@ -189,6 +202,10 @@ __device__ __forceinline__ void begin()
             barrier_init(patch_full(i), 1);
             barrier_init(patch_empty(i), CONSUMERS * 4);
         }
+        if (STATISTICS) {
+            barrier_init(written(), CONSUMERS * 4);
+            barrier_init(read(), CONSUMERS * 4);
+        }
         if (CLUSTER > 1) {
             barrier_init(written(), CLUSTER * CONSUMERS * 4);
             barrier_init(read(), CLUSTER * CONSUMERS * 4);
@@ -296,6 +313,15 @@ struct FromShared {
     {
         return item.row + block * 64 + threadIdx.x / 32 % 4 * 16 + i;
     }
+    // How many of its rows a warp holds.
+    static __device__ __forceinline__ float holds(const Item& item, int warp, int rows)
+    {
+        int held = 0;
+#pragma unroll
+        for (int m = 0; m < ROWS_64; ++m)
+            held += max(0, min(rows - item.row - (warp / 4 * ROWS_64 + m) * 64 - warp % 4 * 16, 16));
+        return float(held);
+    }
     __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* stage)
     {
         const int group = threadIdx.x / 128;
@@ -367,6 +393,15 @@ struct ThroughRegisters {
         const int warp = threadIdx.x / 32 % 4;
         return item.row + block * 64 +
                (ACROSS ? warp / 2 * 32 + warp % 2 * 8 + i / 8 * 16 + i % 8 : warp * 16 + i);
+    }
+    // How many of its rows a warp holds.
+    static __device__ __forceinline__ float holds(const Item& item, int warp, int rows)
+    {
+        int held = 0;
+#pragma unroll
+        for (int m = 0; m < ROWS_64; ++m)
+            held += max(0, min(rows - item.row - (warp / 4 * ROWS_64 + m) * 64 - warp % 4 * 16, 16));
+        return float(held);
     }
     __device__ __forceinline__ void set(int m, int product, int i, float value)
     {
@@ -573,10 +608,93 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
     }
 }
 
+#if STATISTICS
+// Each warp's moments of its rows go through where its lanes exchange what they store; then each
+// thread merges those of a column, warp after warp. Values are as they were written, rounded.
+template <class Consumer>
+__device__ __forceinline__ void keep_moments(float* moments, const float* bias, const Sums& sums,
+                                             const Item& item, int part, int parts, int rows,
+                                             const View& view, unsigned& parity)
+{
+    static_assert(CLUSTER == 1 && !PARTS && 8 * TILE_N <= EXCHANGE, "a tile's sums are one warp's");
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float* mine = (float*)(exchange() + warp * EXCHANGE);
+    bool has[ROWS_64][2];
+    float count = 0.0f;
+#pragma unroll
+    for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            has[m][half] =
+                Consumer::place(item, warp / 4 * ROWS_64 + m, g + 8 * half) < rows;
+            count += has[m][half];
+        }
+    auto all = [](float sum) {
+#pragma unroll
+        for (int distance = 4; distance < 32; distance *= 2)
+            sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+        return sum;
+    };
+    const float share = 1.0f / fmaxf(all(count), 1.0f);
+#pragma unroll
+    for (int j = 0; j < TILE_N / 8; ++j)
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+            const int at = 8 * j + 2 * t + side, column = item.column + at;
+            const float b = bias && column < view.columns ? bias[view.filter(column)] : 0.0f;
+            float sum = 0.0f, square = 0.0f;
+            float value[ROWS_64][2];
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    value[m][half] = activated(sums.d[m][4 * j + 2 * half + side] + b);
+                    if (OUT_BYTES == 2)
+                        value[m][half] = __uint_as_float(to_bf16x2(value[m][half], 0.0f) << 16);
+                    if (has[m][half]) sum += value[m][half];
+                }
+            const float mean = all(sum) * share;
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float distance = has[m][half] ? value[m][half] - mean : 0.0f;
+                    square = fmaf(distance, distance, square);
+                }
+            square = all(square);
+            if (g == 0) mine[at] = mean, mine[TILE_N + at] = square;
+        }
+    release(written());
+    barrier_wait(written(), parity);  // every warp's moments are there before they are merged
+    for (int at = threadIdx.x; at < TILE_N; at += CONSUMERS * 128) {
+        float n = 0.0f, mean = 0.0f, square = 0.0f;
+        for (int w = 0; w < CONSUMERS * 4; ++w) {
+            const float* from = (const float*)(exchange() + w * EXCHANGE);
+            const float other = Consumer::holds(item, w, rows);
+            if (other == 0.0f) continue;
+            const float between = from[at] - mean, part_of = other / (n + other);
+            square += from[TILE_N + at] + between * between * n * part_of;
+            mean = fmaf(between, part_of, mean);
+            n += other;
+        }
+        const int column = item.column + at;
+        if (column < view.columns) {
+            float* to = moments + (size_t)part * 2 * view.columns + column;
+            to[0] = mean;
+            to[view.columns] = square;
+        }
+        if (column == 0) moments[(size_t)parts * 2 * view.columns + part] = n;
+    }
+    release(read());
+    barrier_wait(read(), parity);  // all have been merged before the next tile is exchanged
+    parity ^= 1;
+}
+#endif
+
 // A whole block: copies as `copies` asks for them, products as `Consumer` makes them.
 template <class Consumer, bool TURNED, class Copies>
 __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* out,
-                                    const float* bias, int rows, const View& view)
+                                    const float* bias, int rows, const View& view STATISTICS_POINTER)
 {
     begin();
     let_others_begin();
@@ -589,6 +707,7 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
         Consumer consumer;
         Sums sums;
         Turn turn;
+        [[maybe_unused]] unsigned parity = 0;
 #if CLUSTER > 1
         Cluster cluster;
 #endif
@@ -602,6 +721,10 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
                                     item.column + cluster_rank() * Cluster::COLUMNS, rows, view);
 #else
             store<Consumer, TURNED>(out, bias, sums, item, item.column, rows, view);
+#endif
+#if STATISTICS
+            keep_moments<Consumer>(moments, bias, sums, item, i / items.blocks_n,
+                                   items.end() / items.blocks_n, rows, view, parity);
 #endif
         }
 #if CLUSTER > 1
