@@ -62,6 +62,9 @@ class Epilogue:
         The result is float32 though operands are bfloat16: of gradients of filters.
     source : Source, optional
         Where x comes from; by default it is an array of its own.
+    statistics : bool
+        Whether an array behind y takes the moments of each tile's rows: (tiles, 2, K) float32, the
+        mean and the sum of squared distances from it, and behind them how many rows each has.
     """
 
     relu: bool = False
@@ -69,6 +72,7 @@ class Epilogue:
     scatter: Scatter | None = None
     wide: bool = False
     source: Source | None = None
+    statistics: bool = False
 
     @property
     def constants(self):
@@ -78,6 +82,7 @@ class Epilogue:
             *((("RELU", 1),) if self.relu else ()),
             *((("VIEW", view),) if view else ()),
             *((("WIDE", 1),) if self.wide else ()),
+            *((("STATISTICS", 1),) if self.statistics else ()),
         )
 
     @property
@@ -97,6 +102,8 @@ def fits(epilogue, problem, which):
     vector = 16 // (4 if epilogue.wide else p.itemsize)
     if (epilogue.pitch or epilogue.relu or epilogue.scatter) and which != "fprop":
         return False, f"only fprop has an epilogue; this is {which}"
+    if epilogue.statistics and (which != "fprop" or epilogue.scatter):
+        return False, "statistics are of what fprop gives, where it is not scattered"
     if epilogue.source:
         if which == "dgrad":
             return False, "its operands are whole arrays"

@@ -216,7 +216,7 @@ def _cost(needed, family, tile, splits, device):
 
 def takes_epilogue(kernel, epilogue):
     """Return whether `kernel` can end so: the tensor cores' do, in every way."""
-    return _rung(kernel) == "8_mma"
+    return not epilogue.statistics and _rung(kernel) == "8_mma"
 
 
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):

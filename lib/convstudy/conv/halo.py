@@ -111,6 +111,12 @@ def takes_epilogue(kernel, epilogue):
     return not epilogue.source
 
 
+def count_tiles(kernel, problem, device, choice=None):
+    """Return of how many tiles `plan` writes statistics: patches."""
+    height, width, _, _ = _sizes(_which(kernel), problem)
+    return problem.n * math.ceil(height / _PATCH) * math.ceil(width / _PATCH)
+
+
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launch of a kernel of rung 11; `choice` is one of `choices`, or the `best`."""
     p, which = problem, _which(kernel)

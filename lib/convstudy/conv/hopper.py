@@ -216,11 +216,22 @@ def takes_epilogue(kernel, epilogue):
     return True
 
 
+def count_tiles(kernel, problem, device, choice=None):
+    """Return of how many tiles `plan` writes statistics, or 0 where sums are split."""
+    tile, splits = choice or best(kernel, problem, device)
+    return math.ceil(_product(_which(kernel), problem, tile).rows / tile.m) if splits == 1 else 0
+
+
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launches of a kernel of rung 10; `choice` is one of `choices`, or the `best`."""
     p, which, terms = problem, _which(kernel), _terms(problem)
     tile, splits = choice or best(kernel, problem, device)
     needed, cluster = _product(which, p, tile), _cluster(tile, splits, terms, device)
+    if epilogue.statistics and splits > 1:
+        raise ValueError(
+            f"{kernel}: {splits} blocks share a sum, and none has what statistics are of; "
+            f"take a choice that splits none"
+        )
     defines = (
         ("FILTER_R", p.r),
         ("FILTER_S", p.s),
@@ -254,7 +265,7 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
 
 def _sequence(which, ready, main, needed, splits, problem, epilogue):
     """Return `main` between what makes its second operand ready and what adds its parts."""
-    given = 4 if which == "fprop" else 3
+    given = (5 if epilogue.statistics else 4) if which == "fprop" else 3
     steps, temporaries, second = [], [], 1
     if ready:
         second = given
@@ -263,6 +274,8 @@ def _sequence(which, ready, main, needed, splits, problem, epilogue):
     bias, result = (2, 3) if which == "fprop" else (None, 2)
     out = given + len(temporaries) if splits > 1 else result
     pointers = (None if splits > 1 else bias, out) if which == "fprop" else (out,)
+    if epilogue.statistics:
+        pointers += (4,)
     steps.append((main, (0, second, *pointers)))
     if splits > 1:
         size = needed.rows * needed.columns
