@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from convstudy.compile import Launch, source_sha256
 from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned
-from convstudy.conv.epilogue import PLAIN, fits
+from convstudy.conv.epilogue import PLAIN, Epilogue, fits
 from convstudy.device import CPU, EMULATOR
 
 # A block's static shared memory, on every architecture.
@@ -57,6 +57,8 @@ class Algorithm:
         ``estimate(problem, device, choice)`` the cycles of one of them, to tell which to try.
     takes_epilogue : callable or None
         ``takes_epilogue(epilogue)`` says whether its plan takes an `Epilogue` such as that.
+    count_tiles : callable or None
+        ``count_tiles(problem, device, choice)``: of how many tiles its plan can write statistics.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Algorithm:
     choices: Callable | None = None
     estimate: Callable | None = None
     takes_epilogue: Callable | None = None
+    count_tiles: Callable | None = None
 
     def supports(self, problem, device, epilogue=PLAIN):
         """Return (ok, reason): whether it serves `problem` on `device`, and if not, why."""
@@ -273,6 +276,7 @@ def _row(family, kernel, idea):
         choices=own("choices"),
         estimate=own("estimate"),
         takes_epilogue=own("takes_epilogue"),
+        count_tiles=own("count_tiles"),
     )
 
 
@@ -402,6 +406,15 @@ def _plan(row, problem, device, choice, epilogue=PLAIN):
     if epilogue != PLAIN:
         given["epilogue"] = epilogue
     return row.plan(problem, device, **given)
+
+
+def count_tiles(name, problem, device):
+    """Return of how many tiles `plan` can have kernel `name` write statistics, or 0 for none."""
+    row, found = get_algorithm(name), _tuned(problem, device, get_algorithm(name).which)[0]
+    if not row.count_tiles or not row.supports(problem, device, Epilogue(statistics=True))[0]:
+        return 0
+    choice = found.choice if found and found.id == name else None
+    return row.count_tiles(problem, device, choice)
 
 
 class Candidate(NamedTuple):

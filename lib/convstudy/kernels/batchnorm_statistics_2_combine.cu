@@ -10,7 +10,13 @@
 // Shared    12 LANES bytes a warp, static: 768 with the defaults.
 // Moves     Reads the parts once.
 // Source    moments.cuh; the formulas are those of PyTorch's BatchNorm2d.
+//
+// COUNTED   Whether behind the parts lies how many pixels each has: a tile of a convolution's
+//           result may be cut off. Else it is `rows`, and of the last what is left.
 #define VECTOR 1
+#ifndef COUNTED
+#define COUNTED 0
+#endif
 #include "overlap.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
@@ -33,7 +39,9 @@ batchnorm_statistics_2_combine(const float* __restrict__ parts, const float* __r
 #pragma unroll 4
         for (int part = place.row; part < count; part += ROWS) {
             const float* from = parts + (size_t)part * 2 * C + place.c;
-            mine[0].merge({float(min(rows, pixels - part * rows)), from[0], from[C]});
+            const float has = COUNTED ? parts[(size_t)count * 2 * C + part]
+                                      : float(min(rows, pixels - part * rows));
+            mine[0].merge({has, from[0], from[C]});
         }
     const Moments all = merge_rows(mine);
     const int c = place.c;

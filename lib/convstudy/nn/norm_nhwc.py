@@ -89,6 +89,18 @@ def launch_statistics(pixels, channels, rows, eps=1e-5, momentum=0.1):
 
 
 @functools.cache
+def launch_counted_statistics(pixels, channels, count, eps=1e-5, momentum=0.1):
+    """Return the launch of `launch_statistics` for `count` parts that say how large they are.
+
+    So a convolution writes them (`conv.epilogue.Epilogue.statistics`).
+    """
+    _check_trainable(pixels)
+    scalars = (count, 0, pixels, float(eps), float(momentum))
+    launch = _combine(channels, count, scalars)
+    return replace(launch, defines=(*launch.defines, ("COUNTED", 1)))
+
+
+@functools.cache
 def launch_running_statistics(channels, eps=1e-5):
     """Return the launch for inference: that of `launch_statistics`, without parts (None).
 

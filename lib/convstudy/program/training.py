@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convstudy.conv.algorithm import choose, count_tiles
 from convstudy.conv.epilogue import PLAIN, Epilogue, Source
 from convstudy.nn import head_nhwc, norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
 from convstudy.nn.pixels import part_rows
@@ -191,7 +192,10 @@ class Step:
             self._builder.buffer(2 * k),
             self._builder.buffer(2 * k),
         )
-        low.convolve("fprop", problem, *given, kept.y)
+        tiles = self._tiles_with_statistics(problem)
+        made = [self._builder.buffer(tiles * (2 * k + 1))] if tiles else []
+        epilogue = Epilogue(statistics=True) if tiles else PLAIN
+        low.convolve("fprop", problem, *given, kept.y, *made, epilogue=epilogue)
         weight, bias, mean, var = op.norm
         own = self._weight(weight), self._weight(bias), self._running(mean), self._running(var)
         own += kept.statistics, kept.factors
@@ -209,12 +213,16 @@ class Step:
             )
             run(launch, kept.y, *own, residual, z, pooled)
             return
-        rows, count = self._even_rows(z.pixels, k)
-        parts = self._builder.buffer(count * 2 * k)
-        run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
-        every, pixels = self._gathered(parts, self._together), self._together * z.pixels
-        launch = norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM)
-        run(launch, every, *own)
+        if tiles:
+            launch = norm_nhwc.launch_counted_statistics(z.pixels, k, tiles, op.eps, _MOMENTUM)
+            run(launch, *made, *own)
+        else:
+            rows, count = self._even_rows(z.pixels, k)
+            parts = self._builder.buffer(count * 2 * k)
+            run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
+            every, pixels = self._gathered(parts, self._together), self._together * z.pixels
+            launch = norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM)
+            run(launch, every, *own)
         if not self._is_made_by_head(op):
             launch = norm_nhwc.launch_norm(z.shape, self._dtype, **options)
             run(launch, kept.y, kept.factors, residual, z, pooled)
@@ -228,6 +236,17 @@ class Step:
         self._low.multiply(op, self._filters(op.w), self._weight(op.bias))
         if op.y is self._low.trace.output:
             self._logits = self._low.lies[op.y]
+
+    def _tiles_with_statistics(self, problem):
+        """Return of how many tiles the convolution writes a norm's statistics, or 0 for none.
+
+        None where one launch does the norm, or where other ranks have more of the pixels: theirs
+        are to be parts of one size.
+        """
+        if self._together > 1 or self._are_small(problem.y_shape):
+            return 0
+        name = choose(problem, self._low.device)
+        return count_tiles(name, problem, self._low.device)
 
     def _are_small(self, shape):
         """Whether one launch does a whole norm, which has no place for what others have."""
