@@ -18,6 +18,7 @@ from convstudy.nn.ops import FUNCTIONS
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
 from convstudy.plots.palette import ENVIRONMENTS
+from convstudy.program.inference import Inference
 from convstudy.records import validate_result
 from convstudy.train.losses import cross_entropy
 
@@ -262,6 +263,17 @@ def test_training_is_judged_by_gradients(precision, sides, monkeypatch):
     if precision == "fp32":
         with pytest.raises(RuntimeError, match="the gradients are wrong"):
             found.run()
+
+
+def test_what_is_launched_is_known_ahead(sides, monkeypatch):
+    options = OPTIONS | {"network": "resnet18", "n": "2", "precisions": "bf16"}
+    ahead = {(each.kernel, each.defines) for each in networks.launches(options)}
+    kernels = {kernel for kernel, _ in ahead}
+    assert {"add_fprop_2_relu", "loss_dgrad_2_classes", "adamw_step_1_flat"} <= kernels
+    program = Inference(networks.network("resnet18"), (2, 3, 33, 33), "bf16", EMULATOR).program
+    steps = *program.beforehand, *program.steps
+    assert {(launch.kernel, launch.defines) for launch, _ in steps} <= ahead
+    assert networks.launches(options | {"parts": "cpu"}) == []
 
 
 def test_parts_are_those_asked_for():

@@ -23,7 +23,7 @@ from convstudy.measure.suites.network import (
     numbers,
     pieces,
 )
-from convstudy.measure.suites.passes import words
+from convstudy.measure.suites.passes import release, words
 from convstudy.models.resnet import ResNet
 from convstudy.models.vgg import VGG16
 from convstudy.nn.blas import BlasOps
@@ -32,6 +32,8 @@ from convstudy.nn.plain import PlainOps
 from convstudy.nn.reference import ReferenceOps
 from convstudy.parallel.chunks import ChunkedForward
 from convstudy.parallel.offload import DataParallelOps
+from convstudy.program.inference import Inference
+from convstudy.program.training import Step
 
 NETWORKS = {
     "vgg16": lambda: VGG16.initialised(SEED),
@@ -107,6 +109,28 @@ def cases(options):
     for name in names:
         for n in numbers(options["n"]):
             yield from _of(_Rows(name, n, options))
+
+
+def launches(options):
+    """Return what our sides of the contests launch: hundreds of kernels, to be compiled at once."""
+    if "contest" not in words(options["parts"]):
+        return []
+    device, found = devices()[0], []
+    for name in words(options["network"]):
+        for n in numbers(options["n"]):
+            shape = n, 3, options["size"], options["size"]
+            for precision in words(options["precisions"]):
+                given = network(name), shape, precision
+                for what in words(options["whats"]):
+                    program = _program(what, given, device)
+                    found += [launch for launch, _ in (*program.beforehand, *program.steps)]
+    return found
+
+
+def _program(what, given, device):
+    if what == "inference":
+        return Inference(*given, device, loaded=False).program
+    return Step(*given, "adamw", {}, None, device).program
 
 
 def _of(rows):
@@ -303,6 +327,7 @@ class _Contest(Contest):
         finally:
             self._ours = None
             pytorch.release()
+            release(device)
 
     def _is_compiled(self):
         return self.precision in words(self.options["compiled"])
@@ -341,4 +366,5 @@ SUITE = Suite(
         "plain_repeats": 1,
     },
     quick={"n": "1", "repeats": 3},
+    launches=launches,
 )
