@@ -18,6 +18,7 @@ from convstudy.nn.ops import FUNCTIONS
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
 from convstudy.plots.palette import ENVIRONMENTS
+from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
 from convstudy.records import validate_result
 from convstudy.train.losses import cross_entropy
@@ -254,15 +255,20 @@ def test_training_is_judged_by_gradients(precision, sides, monkeypatch):
     assert ours["labels"]["execution"] == "program"
     assert ours["check"]["passed"]
     assert functions_of(rows) >= {"network", "convolution", "batch norm", "loss", "optimiser"}
-    networks._gradients.cache_clear()
+
+
+def test_wrong_gradients_of_a_classifier_are_not_timed(sides, monkeypatch):
+    right = gradients
+    monkeypatch.setattr(pytorch_classifiers, "truth", lambda *given: (None, right(*given)))
+    monkeypatch.setattr(FakeRunner, "gradients", lambda self: right(*self.given))
+    ours = GpuBackend.gradients
     monkeypatch.setattr(
-        pytorch_classifiers,
-        "truth",
-        lambda *given: (None, {name: -g for name, g in gradients(*given).items()}),
+        GpuBackend, "gradients", lambda self: {name: -g for name, g in ours(self).items()}
     )
-    if precision == "fp32":
-        with pytest.raises(RuntimeError, match="the gradients are wrong"):
-            found.run()
+    networks._gradients.cache_clear()
+    found = cases(network="resnet18", n="2", size=33, parts="contest")
+    with pytest.raises(RuntimeError, match="the gradients are wrong"):
+        found["resnet18/n2/contest/training/fp32"].run()
 
 
 def test_what_is_launched_is_known_ahead(sides, monkeypatch):

@@ -61,7 +61,7 @@ _REST = {"cpu-plain": PlainOps, "cpu-blas": BlasOps}
 _PARTS = ("cpu", "offload", "resident", "contest")
 _WHATS = ("inference", "training")
 # So many times the error of PyTorch's gradients, ours may have.
-_TWIN = 1.5
+_TWIN = 2.0
 # Images that differ; a batch has them over and over.
 _IMAGES = 2
 
@@ -305,15 +305,13 @@ class _Contest(Contest):
         """Return what rounding explains, and PyTorch's gradients in this precision show.
 
         Norms over few pixels, one behind the other, make more of a rounding than estimates know:
-        of ResNet-50's 53, errors as large as the gradient itself in bf16.
+        ResNet-50's 53 make of fp32's 2% of the gradient, and of bf16's all of it.
         """
         if self._limit is None:
-            self._limit = super().gradient_limit()
-            if self.precision != "fp32":
-                theirs = self.runner(channels_last=True)
-                theirs.training("eager")()
-                shown = self.gradient_error(theirs.gradients())
-                self._limit = max(self._limit, _TWIN * shown)
+            theirs = self.runner(channels_last=True)
+            theirs.training("eager")()
+            shown = self.gradient_error(theirs.gradients())
+            self._limit = max(super().gradient_limit(), _TWIN * shown)
         return self._limit
 
     def run(self):
