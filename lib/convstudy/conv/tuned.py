@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What was fastest on GPUs of one name, from the records of suite "tuning"; choices as text."""
+"""What was fastest on GPUs of one name, from the records of two suites; choices as text."""
 
 import dataclasses
 import functools
@@ -8,7 +8,8 @@ from convstudy import records
 from convstudy.problem import ConvProblem
 from convstudy.records import statistics
 
-SUITE = "tuning"
+# Of U-Net's layers, and of classifiers'.
+SUITE, NETWORKS_SUITE = "tuning", "tuning-networks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,9 @@ def has_table(device):
 @functools.cache
 def _table(name):
     found = {}
-    for record in records.every(SUITE):
+    for record in sorted(
+        (*records.every(SUITE), *records.every(NETWORKS_SUITE)), key=lambda record: record["id"]
+    ):
         if [gpu["name"] for gpu in record["machine"]["gpus"][:1]] != [name]:
             continue
         for result in record["results"]:

@@ -29,12 +29,17 @@ def shares(table):
     Returns
     -------
     pandas.DataFrame
-        Columns `COLUMNS`. Of PyTorch's layouts the faster one counts.
+        Columns `COLUMNS`. Of PyTorch's layouts the faster one counts. In fp32, as all that is
+        compared here.
     """
     done = labels.finished(table)
     if done.empty:
         return pd.DataFrame(columns=COLUMNS)
-    done = done[(done["n"] == 1) & (done["gpus"] < 2) & (done["clock"] == "synchronised")]
+    # As one program, a network's functions are launches of a graph, timed by events.
+    fused = (done["execution"] == "program") & (done["what"] == "inference")
+    fused &= done["precision"] == "fp32"
+    done = done[(done["n"] == 1) & (done["gpus"] < 2)]
+    done = done[(done["clock"] == "synchronised") | fused.loc[done.index]]
     done = done.fillna({"layout": ""}) if "layout" in done else done.assign(layout="")
     whole = done[done["function"] == WHOLE].sort_values("median_s")
     chosen = whole.drop_duplicates(["machine", "network", "execution", "algorithm", "rest"])

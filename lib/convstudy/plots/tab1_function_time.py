@@ -13,7 +13,7 @@ COLUMNS = (
     *("machine", "execution", "algorithm", "rest", "function", "median_s", "share", "stale"),
 )
 # From the slowest way to the fastest; within one, in the ladder's order.
-_EXECUTIONS = ("cpu-plain", "cpu-blas", "pytorch-cpu", "offload", "resident")
+_EXECUTIONS = ("cpu-plain", "cpu-blas", "pytorch-cpu", "offload", "resident", "program")
 
 
 def functions(table):
@@ -60,6 +60,8 @@ def title(row):
         return "offload, rest in " + {"cpu-plain": "plain loops", "cpu-blas": "BLAS"}[row["rest"]]
     if row["execution"] == "resident":
         return f"resident: {look(row['algorithm']).label.partition(' (')[0]}"
+    if row["execution"] == "program":
+        return "one program"
     return look(row["execution"]).label
 
 

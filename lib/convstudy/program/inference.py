@@ -27,6 +27,8 @@ class Inference:
         keeps filters, and values between layers, in bfloat16. Sums are fp32 in each.
     device : Device, optional
         A GPU, by default the first; `device.EMULATOR` runs the same launches on NumPy arrays.
+    loaded : bool
+        Whether to allocate memory and take the parameters now; else `reload` is to be called.
 
     Attributes
     ----------
@@ -38,7 +40,7 @@ class Inference:
         Where the shape or the precision is none that the network takes, or there is no GPU.
     """
 
-    def __init__(self, network, shape, precision="fp32", device=None):
+    def __init__(self, network, shape, precision="fp32", device=None, loaded=True):
         self.network, self.shape = network, tuple(shape)
         network.check(np.zeros(self.shape, np.float32))
         self.device = device or get_device(0, "Inference")
@@ -49,7 +51,8 @@ class Inference:
             _LOWER[type(operation)](self, operation)
         self.program = self._low.builder.finish()
         self._replay = Replay(self.program)
-        self.reload()
+        if loaded:
+            self.reload()
 
     def __call__(self, images):
         """Return the network's result for images (N, C, H, W), NumPy arrays."""

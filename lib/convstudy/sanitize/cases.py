@@ -270,6 +270,10 @@ def _alone():
             loss_nhwc.launch_entropy(18, 117, "float32"),
             (*draw((18, 117)), rng.integers(0, 117, 18, np.int32), *draw((18, 117), (18, 3))),
         ),
+        "gradient of the head": (
+            head_nhwc.launch_head_dgrad_parts(shape, "float32", 3, 2 * 9 * 13),
+            draw((2, 9, 13, 3), shape, (3, 20), shape, (63,)),
+        ),
         "border": (upsample_nhwc.launch_border(shape, "float32", (7, 10), (1, 2)), draw(shape)),
         "images of bytes": (images_nhwc.launch_bytes(shape, "float32"), (pixels, *draw(shape))),
         "mask": (head_nhwc.launch_mask(shape, 3), (logits, np.zeros(shape[:3], np.uint8))),

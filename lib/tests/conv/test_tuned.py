@@ -29,7 +29,15 @@ def measurements(tmp_path, monkeypatch):
     algorithm.read_again()
 
 
-def keep(folder, candidate, time="20240102T030405Z", name=H200.name, machine="box", **changes):
+def keep(
+    folder,
+    candidate,
+    time="20240102T030405Z",
+    name=H200.name,
+    machine="box",
+    suite="tuning",
+    **changes,
+):
     """Write a record in which `candidate` was found fastest for `PROBLEM`."""
     labels = {"pass": "fprop", "precision": "tf32"}
     labels |= {"algorithm": candidate.id, "choice": tuned.text(candidate.choice)}
@@ -43,7 +51,7 @@ def keep(folder, candidate, time="20240102T030405Z", name=H200.name, machine="bo
         values={"candidates": ["a", "b"]},
     )
     row |= changes
-    record = make(time, suite="tuning", machine=machine, results=[row])
+    record = make(time, suite=suite, machine=machine, results=[row])
     record["machine"]["gpus"][0]["name"] = name
     records.write(signed(record), folder / machine)
     algorithm.read_again()
@@ -186,3 +194,13 @@ def test_candidates_are_pruned_by_their_estimates():
     first, *others = algorithm.candidates(direct, H200)
     assert first == Candidate("conv2d_fprop_9_direct")
     assert {each.id for each in others} >= {"conv2d_fprop_8_mma"}
+
+
+def test_tables_of_other_networks_count_by_their_age(measurements):
+    first, *_, last = algorithm.candidates(PROBLEM, H200)
+    keep(measurements, last, time="20240102T030405Z", suite="tuning-networks")
+    assert choose(PROBLEM, H200) == last.id
+    keep(measurements, first, time="20240102T030406Z")
+    assert choose(PROBLEM, H200) == first.id
+    keep(measurements, last, time="20240102T030407Z", suite="tuning-networks")
+    assert choose(PROBLEM, H200) == last.id

@@ -18,6 +18,8 @@ from convstudy.nn.ops import FUNCTIONS
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
 from convstudy.plots.palette import ENVIRONMENTS
+from convstudy.program.backend import GpuBackend
+from convstudy.program.inference import Inference
 from convstudy.records import validate_result
 from convstudy.train.losses import cross_entropy
 
@@ -253,15 +255,31 @@ def test_training_is_judged_by_gradients(precision, sides, monkeypatch):
     assert ours["labels"]["execution"] == "program"
     assert ours["check"]["passed"]
     assert functions_of(rows) >= {"network", "convolution", "batch norm", "loss", "optimiser"}
-    networks._gradients.cache_clear()
+
+
+def test_wrong_gradients_of_a_classifier_are_not_timed(sides, monkeypatch):
+    right = gradients
+    monkeypatch.setattr(pytorch_classifiers, "truth", lambda *given: (None, right(*given)))
+    monkeypatch.setattr(FakeRunner, "gradients", lambda self: right(*self.given))
+    ours = GpuBackend.gradients
     monkeypatch.setattr(
-        pytorch_classifiers,
-        "truth",
-        lambda *given: (None, {name: -g for name, g in gradients(*given).items()}),
+        GpuBackend, "gradients", lambda self: {name: -g for name, g in ours(self).items()}
     )
-    if precision == "fp32":
-        with pytest.raises(RuntimeError, match="the gradients are wrong"):
-            found.run()
+    networks._gradients.cache_clear()
+    found = cases(network="resnet18", n="2", size=33, parts="contest")
+    with pytest.raises(RuntimeError, match="the gradients are wrong"):
+        found["resnet18/n2/contest/training/fp32"].run()
+
+
+def test_what_is_launched_is_known_ahead(sides, monkeypatch):
+    options = OPTIONS | {"network": "resnet18", "n": "2", "precisions": "bf16"}
+    ahead = {(each.kernel, each.defines) for each in networks.launches(options)}
+    kernels = {kernel for kernel, _ in ahead}
+    assert {"add_fprop_2_relu", "loss_dgrad_2_classes", "adamw_step_1_flat"} <= kernels
+    program = Inference(networks.network("resnet18"), (2, 3, 33, 33), "bf16", EMULATOR).program
+    steps = *program.beforehand, *program.steps
+    assert {(launch.kernel, launch.defines) for launch, _ in steps} <= ahead
+    assert networks.launches(options | {"parts": "cpu"}) == []
 
 
 def test_parts_are_those_asked_for():

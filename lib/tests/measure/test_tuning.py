@@ -142,3 +142,17 @@ def test_candidates_begin_with_what_the_estimates_choose_and_name_each_once():
     assert found[0].id == "conv2d_fprop_8_mma"
     assert len(set(map(str, found))) == len(found) <= 12
     assert all(isinstance(each, Candidate) for each in found)
+
+
+def test_layers_of_other_networks_are_tuned_in_a_suite_of_their_own():
+    options = tuning.NETWORKS.options | {"n": "2", "precisions": "bf16", "passes": "fprop"}
+    options |= {"network": "vgg16,resnet50"}
+    problems = {labels["layer"]: problem for labels, _, problem in passes.problems(options)}
+    linear = problems["vgg16.classifier.0"]
+    assert (linear.x_shape, linear.w_shape) == ((2, 1, 1, 25088), (4096, 1, 1, 25088))
+    assert problems["resnet50.conv1"].stride == (2, 2)
+    assert len(problems) == 13 + 3 + 53 + 1
+    names = [case.name for case in tuning.NETWORKS.cases(options)]
+    assert len(set(names)) == len(names) < len(problems)
+    with pytest.raises(ValueError, match="no network 'lenet'; there are unet, vgg16"):
+        list(passes.problems(options | {"network": "lenet"}))

@@ -131,6 +131,25 @@ def test_shares_are_of_one_execution_each(table):
     assert shown["all functions"].iloc[0] == "10 s"
 
 
+def test_shares_of_a_program_are_of_its_inference_in_fp32(table):
+    shared = {"gpus": 1, "clock": "event", "layout": "NHWC", "network": "vgg16"}
+    program = [
+        *pieces("program", 0.03, 0.01, **shared),
+        *pieces("program", 0.02, 0.02, **shared | {"precision": "bf16"}),
+        *pieces("program", 0.08, 0.02, **shared | {"what": "training"}),
+        whole("pytorch-graph", 1.0, **shared),
+        whole("pytorch-graph", 1.0, **shared | {"what": "training"}),
+    ]
+    both = pd.concat([table, rows.table(program)], ignore_index=True)
+    plotted = figS4_shares.shares(both)
+    fused = plotted[plotted["execution"] == "program"].set_index("function")
+    assert fused["share"].to_dict() == pytest.approx({"convolution": 0.75, "pooling": 0.25})
+    assert "one program" in set(figS4_shares.display(plotted)["execution"])
+    alone = figS4_networks.compare(rows.table(program)).set_index(["what", "precision"])
+    assert alone.loc[("inference", "fp32"), "conv_share"] == pytest.approx(0.75)
+    assert alone.loc[("training", "fp32"), "conv_share"] == pytest.approx(0.8)
+
+
 def test_shares_are_drawn(table):
     drawn = figS4_shares.draw(table)
     assert len(drawn.figure.axes) == 2

@@ -92,10 +92,14 @@ def classifying(name, shape, width=8):
     rng = np.random.default_rng(0)
     images = rng.standard_normal(shape, np.float32)
     labels = rng.integers(0, network.num_classes, shape[0]).astype(np.int32)
-    tape = TapeOps(ReferenceOps())
+    truth = taped(network, images.astype(np.float64), labels, TapeOps(ReferenceOps()))
+    return network, images, labels, *truth
+
+
+def taped(network, images, labels, tape):
     network.place(tape)
-    loss, dlogits = cross_entropy(network.apply(images.astype(np.float64), tape), labels)
-    return network, images, labels, loss, tape.backward(dlogits)
+    loss, dlogits = cross_entropy(network.apply(images, tape), labels)
+    return loss, tape.backward(dlogits)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +131,14 @@ def test_gradients_of_classifiers_are_the_tapes(name, precision, width):
         backend.load(images, np.zeros((2, 33, 40), np.int32), 0.0)
 
 
-def check_all_gradients(network, actual, expected, precision):
+def check_all_gradients(network, actual, expected, precision, shown=0.0):
     limit = tolerance.gradient_tolerance(np.float32, *network.terms(), precision=precision)
+    assert gradient_error(actual, expected) <= max(limit, shown)
+
+
+def gradient_error(actual, expected):
     error = np.linalg.norm([np.linalg.norm(actual[name] - g) for name, g in expected.items()])
-    assert error <= limit * np.linalg.norm([np.linalg.norm(g) for g in expected.values()])
+    return error / np.linalg.norm([np.linalg.norm(g) for g in expected.values()])
 
 
 def test_classifiers_learn_what_they_are_shown():
@@ -228,4 +236,8 @@ def test_gradients_of_classifiers_are_the_tapes_on_the_gpu(name, precision):
     network, images, labels, _, expected = classifying(name, shape, width=64)
     backend = GpuBackend(network, shape, precision, device=devices()[0])
     backend.step(images, labels, 0.0)
-    check_all_gradients(network, backend.gradients(), expected, precision)
+    # Among millions of ReLUs one may be so near to zero that float32 sends it the other way, and
+    # all gradients before it go with it: NumPy's then do so too.
+    _, in_float32 = taped(network, images, labels, TapeOps())
+    shown = 2 * gradient_error(in_float32, expected)
+    check_all_gradients(network, backend.gradients(), expected, precision, shown)

@@ -22,25 +22,27 @@ from convstudy.measure.suites import (
 )
 
 SUITES = {
-    module.SUITE.name: module.SUITE
-    for module in (
-        functions,
-        hierarchy,
-        ladder,
-        tuning,
-        convolutions,
-        against_pytorch,
-        fusion,
-        launching,
-        startup,
-        environments,
-        networks,
-        chunks,
-        batch,
-        scaling,
-        emulated,
-        learning,
-        curves,
+    suite.name: suite
+    for suite in (
+        functions.SUITE,
+        hierarchy.SUITE,
+        ladder.SUITE,
+        tuning.SUITE,
+        tuning.NETWORKS,
+        convolutions.SUITE,
+        convolutions.NETWORKS,
+        against_pytorch.SUITE,
+        fusion.SUITE,
+        launching.SUITE,
+        startup.SUITE,
+        environments.SUITE,
+        networks.SUITE,
+        chunks.SUITE,
+        batch.SUITE,
+        scaling.SUITE,
+        emulated.SUITE,
+        learning.SUITE,
+        curves.SUITE,
     )
 }
 

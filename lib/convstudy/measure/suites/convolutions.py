@@ -176,3 +176,10 @@ SUITE = Suite(
     quick={"n": "1", "repeats": 5},
     launches=launches,
 )
+# A suite of its own, as of tuning.
+NETWORKS = replace(
+    SUITE,
+    name="convolutions-networks",
+    title="Every pass and precision at VGG's and ResNet's layers, ours and cuDNN",
+    options=SUITE.options | passes.NETWORKS_OPTIONS,
+)

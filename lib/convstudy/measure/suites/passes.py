@@ -2,7 +2,8 @@
 """What the suites of single convolutions share: which they are, their arrays, their float64 result.
 
 Every pass (fprop, dgrad, wgrad) of U-Net's 18 convolutions in each precision, for images and
-batches of any size.
+batches of any size; or of other networks' convolutions and linear layers, which are convolutions,
+too.
 """
 
 import math
@@ -12,7 +13,11 @@ import numpy as np
 
 from convstudy.conv import reference
 from convstudy.device import array_module, release_memory, why_no_blas
-from convstudy.measure.suites.network import no_gpu, numbers, unet
+from convstudy.measure.suites.network import no_gpu, numbers
+from convstudy.models.resnet import ResNet
+from convstudy.models.unet import UNet
+from convstudy.models.vgg import VGG16
+from convstudy.problem import ConvProblem
 
 PASSES = ("fprop", "dgrad", "wgrad")
 # Calls go round so many sets of arrays.
@@ -23,6 +28,14 @@ OPTIONS = {
     "precisions": "fp32,tf32,bf16",
     "height": 128,
     "width": 191,
+}
+# Those of classifiers.
+NETWORKS_OPTIONS = OPTIONS | {"network": "vgg16,resnet18,resnet50", "height": 224, "width": 224}
+_NETWORKS = {
+    "unet": UNet,
+    "vgg16": VGG16,
+    "resnet18": lambda: ResNet(18),
+    "resnet50": lambda: ResNet(50),
 }
 # A replay is to take longer than its launch: so many images in all, or more.
 _FEWEST_IMAGES = 12
@@ -44,11 +57,30 @@ def problems(options):
     for which in words(options["passes"]):
         for precision in words(options["precisions"]):
             for n in numbers(options["n"]):
-                for layer, problem in unet().layers(height, width, n):
+                for more, layer, problem in _layers(options.get("network"), height, width, n):
                     dtype = "bfloat16" if precision == "bf16" else "float32"
                     problem = replace(problem, layout="NHWC", dtype=dtype, precision=precision)
                     labels = {"pass": which, "precision": precision, "n": n, "layer": layer}
-                    yield labels | {"height": height, "width": width}, which, problem
+                    yield labels | {"height": height, "width": width} | more, which, problem
+
+
+def _layers(names, height, width, n):
+    """Yield (labels, layer, problem) of networks: U-Net's, which need not be called so, or more."""
+    if names is None:
+        for layer, problem in UNet().layers(height, width, n):
+            yield {}, layer, problem
+        return
+    for name in words(names):
+        if name not in _NETWORKS:
+            raise ValueError(f"no network {name!r}; there are {', '.join(_NETWORKS)}")
+        network = _NETWORKS[name]()
+        found = network.layers(height, width, n)
+        for weight, shape in network.shapes.items():
+            if len(shape) == 2:
+                linear = ConvProblem(n, shape[1], 1, 1, shape[0], 1, 1)
+                found.append((weight.removesuffix(".weight"), linear))
+        for layer, problem in found:
+            yield {"network": name}, f"{name}.{layer}", problem
 
 
 def words(text):

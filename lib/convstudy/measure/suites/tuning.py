@@ -4,6 +4,8 @@
 What "auto" then takes on GPUs of this name (`conv.tuned`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from convstudy.conv import tuned
@@ -174,4 +176,11 @@ SUITE = Suite(
     options=passes.OPTIONS | {"within": 1.6, "most": 12, "rounds": 15, "seconds": 0.3},
     quick={"n": "1"},
     launches=launches,
+)
+# A suite of its own: its records are not U-Net's table anew, but more.
+NETWORKS = replace(
+    SUITE,
+    name=tuned.NETWORKS_SUITE,
+    title="The fastest kernel, and how it is cut, for each pass of VGG's and ResNet's layers",
+    options=SUITE.options | passes.NETWORKS_OPTIONS,
 )
