@@ -24,6 +24,11 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _HOPPER = "sm_90a"
 
 _OPTIONS = ("-std=c++17",)
+# What a kernel does if it is asked for statistics, and what it does if not; there are no other
+# conditions within. A blank line goes with what stands by itself.
+_TOLD = re.compile(
+    r"^#ifdef STATISTICS\n.*?(?:^#else\n(.*?))?^#endif\n\n?", re.MULTILINE | re.DOTALL
+)
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
@@ -84,8 +89,15 @@ def _overlaps(kernel, device):
 
 
 def source_sha256(kernel, defines=()):
-    """Return the hash by which a record knows which text of a kernel it measured."""
-    return hashlib.sha256(source(kernel, defines).encode()).hexdigest()
+    """Return the hash by which a record knows which text of a kernel it measured.
+
+    Unless they are asked for, what a kernel does for statistics is no part of it: no compiler sees
+    that, and the kernel is the one that it was before it could take them.
+    """
+    text = source(kernel, defines)
+    if "STATISTICS" not in dict(defines):
+        text = _TOLD.sub(r"\1", text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
