@@ -58,7 +58,8 @@ class Algorithm:
     takes_epilogue : callable or None
         ``takes_epilogue(epilogue)`` says whether its plan takes an `Epilogue` such as that.
     count_tiles : callable or None
-        ``count_tiles(problem, device, choice)``: of how many tiles its plan can write statistics.
+        ``count_tiles(problem, device, choice)`` says of how many tiles its plan can write
+        statistics (`Epilogue`).
     """
 
     id: str
@@ -408,13 +409,14 @@ def _plan(row, problem, device, choice, epilogue=PLAIN):
     return row.plan(problem, device, **given)
 
 
-def count_tiles(name, problem, device):
-    """Return of how many tiles `plan` can have kernel `name` write statistics, or 0 for none."""
-    row, found = get_algorithm(name), _tuned(problem, device, get_algorithm(name).which)[0]
+@functools.cache
+def count_tiles(problem, device):
+    """Return of how many tiles what "auto" takes forward can write statistics, or 0 for none."""
+    row = ALGORITHMS[choose(problem, device)]
     if not row.count_tiles or not row.supports(problem, device, Epilogue(statistics=True))[0]:
         return 0
-    choice = found.choice if found and found.id == name else None
-    return row.count_tiles(problem, device, choice)
+    found, _ = _tuned(problem, device, row.which)
+    return row.count_tiles(problem, device, found.choice if found else None)
 
 
 class Candidate(NamedTuple):
@@ -474,8 +476,9 @@ def _chosen(problem, device, which, epilogue=PLAIN):
 
 def read_again():
     """Forget what records were read: what was tuned a moment ago counts from here on."""
-    for known in (tuned.read_again, plan.cache_clear, _tuned.cache_clear, _chosen.cache_clear):
-        known()
+    tuned.read_again()
+    for known in (plan, count_tiles, _tuned, _chosen):
+        known.cache_clear()
 
 
 def choose(problem, device, which="fprop", epilogue=PLAIN):

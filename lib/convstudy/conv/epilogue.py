@@ -63,8 +63,8 @@ class Epilogue:
     source : Source, optional
         Where x comes from; by default it is an array of its own.
     statistics : bool
-        Whether an array behind y takes the moments of each tile's rows: (tiles, 2, K) float32, the
-        mean and the sum of squared distances from it, and behind them how many rows each has.
+        Whether an array behind y takes the moments of each tile of it, float32: (tiles, 2, K), the
+        mean and the sum of squared distances from it, and (tiles,), of how many pixels.
     """
 
     relu: bool = False
@@ -102,8 +102,8 @@ def fits(epilogue, problem, which):
     vector = 16 // (4 if epilogue.wide else p.itemsize)
     if (epilogue.pitch or epilogue.relu or epilogue.scatter) and which != "fprop":
         return False, f"only fprop has an epilogue; this is {which}"
-    if epilogue.statistics and (which != "fprop" or epilogue.scatter):
-        return False, "statistics are of what fprop gives, where it is not scattered"
+    if epilogue.statistics and (which != "fprop" or epilogue.pitch):
+        return False, "statistics are of what fprop gives, in an array of its own"
     if epilogue.source:
         if which == "dgrad":
             return False, "its operands are whole arrays"

@@ -112,7 +112,7 @@ def takes_epilogue(kernel, epilogue):
 
 
 def count_tiles(kernel, problem, device, choice=None):
-    """Return of how many tiles `plan` writes statistics: patches."""
+    """Return of how many tiles `plan` can write statistics: patches."""
     height, width, _, _ = _sizes(_which(kernel), problem)
     return problem.n * math.ceil(height / _PATCH) * math.ceil(width / _PATCH)
 

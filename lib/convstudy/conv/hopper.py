@@ -217,7 +217,7 @@ def takes_epilogue(kernel, epilogue):
 
 
 def count_tiles(kernel, problem, device, choice=None):
-    """Return of how many tiles `plan` writes statistics, or 0 where sums are split."""
+    """Return of how many tiles `plan` can write statistics: none where blocks share sums."""
     tile, splits = choice or best(kernel, problem, device)
     return math.ceil(_product(_which(kernel), problem, tile).rows / tile.m) if splits == 1 else 0
 

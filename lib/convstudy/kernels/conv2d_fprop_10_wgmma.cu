@@ -49,12 +49,18 @@ struct Copies {
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-                      const float* __restrict__ bias, Out* __restrict__ y STATISTICS_POINTER,
-                      CONV2D_SIZES,
+#ifdef STATISTICS
+                      const float* __restrict__ bias, Out* y, float* moments, CONV2D_SIZES,
+#else
+                      const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
+#endif
                       int splits VIEW_SIZES)
 {
     const int rows = N * P * Q;
     run<Consumer, false>(Items(rows, K, R * S * C / TILE_D, splits),
                          Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, rows,
-                         VIEW_OF(K, P, Q) STATISTICS_GIVEN);
+#ifdef STATISTICS
+                         moments,
+#endif
+                         VIEW_OF(K, P, Q));
 }

@@ -51,9 +51,17 @@ struct Copies {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_11_halo(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-                     const float* __restrict__ bias, Out* __restrict__ y STATISTICS_POINTER,
+#ifdef STATISTICS
+                     const float* __restrict__ bias, Out* y, float* moments,
                      CONV2D_SIZES VIEW_SIZES)
+#else
+                     const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES VIEW_SIZES)
+#endif
 {
     run<FromPatches, false>(Items(N, P, Q, K, R * S * C / TILE_D), Copies{x, w, C, pad_h, pad_w}, y,
-                            bias, N * P * Q, VIEW_OF(K, P, Q) STATISTICS_GIVEN);
+#ifdef STATISTICS
+                            bias, N * P * Q, moments, VIEW_OF(K, P, Q));
+#else
+                            bias, N * P * Q, VIEW_OF(K, P, Q));
+#endif
 }

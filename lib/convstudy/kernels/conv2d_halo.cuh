@@ -17,18 +17,6 @@ struct FromPatches {
         return w < item.width && h < item.height ? (item.n * item.height + h) * item.width + w
                                                  : 0x7fffffff;
     }
-    // How many pixels of its blocks a warp holds.
-    static __device__ __forceinline__ float holds(const Item& item, int warp, int)
-    {
-        int held = 0;
-#pragma unroll
-        for (int m = 0; m < ROWS_64; ++m) {
-            const int block = warp / 4 * ROWS_64 + m;
-            const int w = item.w + block % 2 * 8, h = item.h + block / 2 * 8 + warp % 4 * 2;
-            held += max(0, min(item.width - w, 8)) * max(0, min(item.height - h, 2));
-        }
-        return float(held);
-    }
     __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* from,
                                              const unsigned char* stage)
     {

@@ -54,19 +54,6 @@
 #define CLUSTERED
 #endif
 
-// Whether the mean and the squared distances of what each tile writes are written, too, of each
-// column: (tiles of rows, 2, columns), and behind them how many rows each tile has.
-#ifndef STATISTICS
-#define STATISTICS 0
-#endif
-#if STATISTICS
-#define STATISTICS_POINTER , float* __restrict__ moments
-#define STATISTICS_GIVEN , moments
-#else
-#define STATISTICS_POINTER
-#define STATISTICS_GIVEN
-#endif
-
 // Whether the first operand lies in patches of its own, and not in the stages (conv2d_halo.cuh).
 #ifndef PATCHES
 #define PATCHES 0
@@ -78,7 +65,11 @@ constexpr int THREADS = CONSUMERS * 128 + 128;
 // A block starts with as many registers for each of its threads, dealt out by eights. What the
 // producer gives back is all that there is for the consumers to take: they would wait for more.
 constexpr int REGISTERS = 512 / BLOCKS_PER_SM / (CONSUMERS + 1) / 8 * 8;
+#ifdef STATISTICS
+constexpr int REGISTERS_PRODUCER = BLOCKS_PER_SM == 1 ? 72 : 56;  // for what its last warps do
+#else
 constexpr int REGISTERS_PRODUCER = 40;
+#endif
 constexpr int REGISTERS_CONSUMER =
     (REGISTERS * (CONSUMERS + 1) - REGISTERS_PRODUCER) / CONSUMERS / 8 * 8;
 constexpr int BYTES_A = PATCHES ? 0 : TILE_M * 128;
@@ -129,6 +120,19 @@ using Turn = Round<STAGES>;
 // A patch of out and some of its columns.
 struct Item {
     int n, h, w, column, height, width, count;  // count in tiles of DEPTH
+#ifdef STATISTICS
+    __device__ __forceinline__ int pixels(int) const
+    {
+        return min(height - h, PATCH) * min(width - w, PATCH);
+    }
+    __device__ __forceinline__ int first_pixel() const { return (n * height + h) * width + w; }
+    // How far pixel i of the patch is from the first, or 0 where it lies outside.
+    __device__ __forceinline__ unsigned distance(int i, int) const
+    {
+        const int y = i / PATCH, x = i % PATCH;
+        return y < height - h && x < width - w ? y * width + x : 0;
+    }
+#endif
 };
 
 // All that blocks have to do: patch by patch, columns fastest.
@@ -158,6 +162,14 @@ struct Items {
 // A tile of out, and the part of DEPTH that is summed.
 struct Item {
     int row, column, split, first, count;  // first and count in tiles of DEPTH
+#ifdef STATISTICS
+    __device__ __forceinline__ int pixels(int rows) const { return min(rows - row, TILE_M); }
+    __device__ __forceinline__ int first_pixel() const { return row; }
+    __device__ __forceinline__ unsigned distance(int i, int rows) const
+    {
+        return i < rows - row ? i : 0;
+    }
+#endif
 };
 
 // All that blocks have to do, in the order in which they take it: tile by tile, split by split. A
@@ -191,6 +203,14 @@ struct Items {
 };
 #endif
 
+#ifdef STATISTICS
+// Warps that watch, the producer's last: of what the others have written to out they take the mean
+// and the squared distances, for each tile and column, while the next tile is multiplied. These go
+// to `moments`, (tiles, 2, columns), and behind them how many pixels each tile has.
+constexpr int WATCHERS = 2;
+static_assert(CLUSTER == 1 && !PARTS, "what a block writes is what norms read");
+#endif
+
 __device__ __forceinline__ void begin()
 {
     if (threadIdx.x == 0) {
@@ -202,10 +222,10 @@ __device__ __forceinline__ void begin()
             barrier_init(patch_full(i), 1);
             barrier_init(patch_empty(i), CONSUMERS * 4);
         }
-        if (STATISTICS) {
-            barrier_init(written(), CONSUMERS * 4);
-            barrier_init(read(), CONSUMERS * 4);
-        }
+#ifdef STATISTICS
+        barrier_init(written(), CONSUMERS * 4);
+        barrier_init(read(), WATCHERS);
+#endif
         if (CLUSTER > 1) {
             barrier_init(written(), CLUSTER * CONSUMERS * 4);
             barrier_init(read(), CLUSTER * CONSUMERS * 4);
@@ -313,15 +333,6 @@ struct FromShared {
     {
         return item.row + block * 64 + threadIdx.x / 32 % 4 * 16 + i;
     }
-    // How many of its rows a warp holds.
-    static __device__ __forceinline__ float holds(const Item& item, int warp, int rows)
-    {
-        int held = 0;
-#pragma unroll
-        for (int m = 0; m < ROWS_64; ++m)
-            held += max(0, min(rows - item.row - (warp / 4 * ROWS_64 + m) * 64 - warp % 4 * 16, 16));
-        return float(held);
-    }
     __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* stage)
     {
         const int group = threadIdx.x / 128;
@@ -393,15 +404,6 @@ struct ThroughRegisters {
         const int warp = threadIdx.x / 32 % 4;
         return item.row + block * 64 +
                (ACROSS ? warp / 2 * 32 + warp % 2 * 8 + i / 8 * 16 + i % 8 : warp * 16 + i);
-    }
-    // How many of its rows a warp holds.
-    static __device__ __forceinline__ float holds(const Item& item, int warp, int rows)
-    {
-        int held = 0;
-#pragma unroll
-        for (int m = 0; m < ROWS_64; ++m)
-            held += max(0, min(rows - item.row - (warp / 4 * ROWS_64 + m) * 64 - warp % 4 * 16, 16));
-        return float(held);
     }
     __device__ __forceinline__ void set(int m, int product, int i, float value)
     {
@@ -608,93 +610,81 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
     }
 }
 
-#if STATISTICS
-// Each warp's moments of its rows go through where its lanes exchange what they store; then each
-// thread merges those of a column, warp after warp. Values are as they were written, rounded.
-template <class Consumer>
-__device__ __forceinline__ void keep_moments(float* moments, const float* bias, const Sums& sums,
-                                             const Item& item, int part, int parts, int rows,
-                                             const View& view, unsigned& parity)
+#ifdef STATISTICS
+// Four numbers side by side, packed until they are used.
+__device__ __forceinline__ float4 four(const float* from) { return *(const float4*)from; }
+__device__ __forceinline__ uint2 four(const bf16* from) { return *(const uint2*)from; }
+__device__ __forceinline__ float at(const float4& v, int i)
 {
-    static_assert(CLUSTER == 1 && !PARTS && 8 * TILE_N <= EXCHANGE, "a tile's sums are one warp's");
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    float* mine = (float*)(exchange() + warp * EXCHANGE);
-    bool has[ROWS_64][2];
-    float count = 0.0f;
+    return i < 2 ? (i ? v.y : v.x) : i == 2 ? v.z : v.w;
+}
+__device__ __forceinline__ float at(const uint2& v, int i)
+{
+    const unsigned word = i < 2 ? v.x : v.y;
+    return __uint_as_float(i % 2 ? word & 0xffff0000u : word << 16);
+}
+
+// Takes statistics of tile `i` by WARPS warps: each has some of its columns, and each of its lanes
+// four of them in some rows.
+template <int WARPS>
+__device__ __forceinline__ void watch(const Items& items, unsigned i, const Out* out,
+                                      float* moments, int rows, int columns)
+{
+    constexpr int EACH = TILE_N / WARPS, LANES = EACH / 4, STEP = 32 / LANES;
+    constexpr int TOGETHER = 16 / OUT_BYTES;  // loads that are under way at once
+    static_assert(TILE_M % (STEP * TOGETHER) == 0, "no lane has more rows than another");
+    const Item item = items[i];
+    const int lane = threadIdx.x % 32;
+    const int column = item.column + threadIdx.x / 32 % WARPS * EACH + lane % LANES * 4;
+    const Out* from = out + (size_t)item.first_pixel() * columns +
+                      (column < columns ? column : item.column);
+    // Numbers are counted from those of the first pixel: a large mean does not swallow the
+    // differences. What lies outside is read as that pixel, and so makes none.
+    const auto zero = four(from);
+    float sum[4] = {}, square[4] = {};
+    for (int row = lane / LANES; row < TILE_M; row += STEP * TOGETHER) {
+        decltype(four(out)) v[TOGETHER];
 #pragma unroll
-    for (int m = 0; m < ROWS_64; ++m)
+        for (int n = 0; n < TOGETHER; ++n)
+            v[n] = four(from + (size_t)item.distance(row + n * STEP, rows) * (unsigned)columns);
+        __syncwarp();  // the compiler would move each load down to its use
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            has[m][half] =
-                Consumer::place(item, warp / 4 * ROWS_64 + m, g + 8 * half) < rows;
-            count += has[m][half];
-        }
-    auto all = [](float sum) {
+        for (int n = 0; n < TOGETHER; ++n)
 #pragma unroll
-        for (int distance = 4; distance < 32; distance *= 2)
-            sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-        return sum;
-    };
-    const float share = 1.0f / fmaxf(all(count), 1.0f);
-#pragma unroll
-    for (int j = 0; j < TILE_N / 8; ++j)
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-            const int at = 8 * j + 2 * t + side, column = item.column + at;
-            const float b = bias && column < view.columns ? bias[view.filter(column)] : 0.0f;
-            float sum = 0.0f, square = 0.0f;
-            float value[ROWS_64][2];
-#pragma unroll
-            for (int m = 0; m < ROWS_64; ++m)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    value[m][half] = activated(sums.d[m][4 * j + 2 * half + side] + b);
-                    if (OUT_BYTES == 2)
-                        value[m][half] = __uint_as_float(to_bf16x2(value[m][half], 0.0f) << 16);
-                    if (has[m][half]) sum += value[m][half];
-                }
-            const float mean = all(sum) * share;
-#pragma unroll
-            for (int m = 0; m < ROWS_64; ++m)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const float distance = has[m][half] ? value[m][half] - mean : 0.0f;
-                    square = fmaf(distance, distance, square);
-                }
-            square = all(square);
-            if (g == 0) mine[at] = mean, mine[TILE_N + at] = square;
-        }
-    release(written());
-    barrier_wait(written(), parity);  // every warp's moments are there before they are merged
-    for (int at = threadIdx.x; at < TILE_N; at += CONSUMERS * 128) {
-        float n = 0.0f, mean = 0.0f, square = 0.0f;
-        for (int w = 0; w < CONSUMERS * 4; ++w) {
-            const float* from = (const float*)(exchange() + w * EXCHANGE);
-            const float other = Consumer::holds(item, w, rows);
-            if (other == 0.0f) continue;
-            const float between = from[at] - mean, part_of = other / (n + other);
-            square += from[TILE_N + at] + between * between * n * part_of;
-            mean = fmaf(between, part_of, mean);
-            n += other;
-        }
-        const int column = item.column + at;
-        if (column < view.columns) {
-            float* to = moments + (size_t)part * 2 * view.columns + column;
-            to[0] = mean;
-            to[view.columns] = square;
-        }
-        if (column == 0) moments[(size_t)parts * 2 * view.columns + part] = n;
+            for (int c = 0; c < 4; ++c) {
+                const float distance = at(v[n], c) - at(zero, c);
+                sum[c] += distance;
+                square[c] = fmaf(distance, distance, square[c]);
+            }
     }
-    release(read());
-    barrier_wait(read(), parity);  // all have been merged before the next tile is exchanged
-    parity ^= 1;
+#pragma unroll
+    for (int distance = LANES; distance < 32; distance *= 2)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], distance);
+            square[c] += __shfl_xor_sync(0xffffffffu, square[c], distance);
+        }
+    if (lane >= LANES || column >= columns) return;
+    const unsigned tile = i / items.blocks_n, tiles = items.end() / items.blocks_n;
+    const float count = float(item.pixels(rows)), share = 1.0f / count;
+    float* to = moments + (size_t)tile * 2 * columns + column;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+        to[c] = fmaf(sum[c], share, at(zero, c));
+        to[columns + c] = fmaxf(fmaf(-sum[c] * share, sum[c], square[c]), 0.0f);
+    }
+    if (column == 0) moments[(size_t)tiles * 2 * columns + tile] = count;
 }
 #endif
 
 // A whole block: copies as `copies` asks for them, products as `Consumer` makes them.
 template <class Consumer, bool TURNED, class Copies>
 __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* out,
-                                    const float* bias, int rows, const View& view STATISTICS_POINTER)
+#ifdef STATISTICS
+                                    const float* bias, int rows, float* moments, const View& view)
+#else
+                                    const float* bias, int rows, const View& view)
+#endif
 {
     begin();
     let_others_begin();
@@ -702,12 +692,24 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();
         produce(items, copies);
+#ifdef STATISTICS
+        if (threadIdx.x < THREADS - WATCHERS * 32) return;
+        unsigned parity = 0;
+        for (unsigned i = items.first(); i + items.step() < items.end(); i += items.step()) {
+            barrier_wait(written(), parity);
+            parity ^= 1;
+            watch<WATCHERS>(items, i, out, moments, rows, view.columns);
+            release(read());
+        }
+#endif
     } else {
         take_registers<REGISTERS_CONSUMER>();
         Consumer consumer;
         Sums sums;
         Turn turn;
-        [[maybe_unused]] unsigned parity = 0;
+#ifdef STATISTICS
+        unsigned parity = 0;
+#endif
 #if CLUSTER > 1
         Cluster cluster;
 #endif
@@ -721,10 +723,16 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
                                     item.column + cluster_rank() * Cluster::COLUMNS, rows, view);
 #else
             store<Consumer, TURNED>(out, bias, sums, item, item.column, rows, view);
+#ifdef STATISTICS
+            barrier_wait(read(), parity ^ 1);  // the watchers have read the tile before
+            release(written());
+            if (i + items.step() >= items.end()) {
+                // No products are left to hide a tile's statistics behind: all take those.
+                barrier_wait(written(), parity);
+                watch<CONSUMERS * 4>(items, i, out, moments, rows, view.columns);
+            }
+            parity ^= 1;
 #endif
-#if STATISTICS
-            keep_moments<Consumer>(moments, bias, sums, item, i / items.blocks_n,
-                                   items.end() / items.blocks_n, rows, view, parity);
 #endif
         }
 #if CLUSTER > 1

@@ -96,8 +96,7 @@ def launch_counted_statistics(pixels, channels, count, eps=1e-5, momentum=0.1):
     """
     _check_trainable(pixels)
     scalars = (count, 0, pixels, float(eps), float(momentum))
-    launch = _combine(channels, count, scalars)
-    return replace(launch, defines=(*launch.defines, ("COUNTED", 1)))
+    return _combine(channels, count, scalars, (("COUNTED", 1),))
 
 
 @functools.cache
@@ -109,9 +108,9 @@ def launch_running_statistics(channels, eps=1e-5):
     return _combine(channels, 0, (0, 1, 2, float(eps), 0.0))
 
 
-def _combine(channels, count, scalars):
+def _combine(channels, count, scalars, defines=()):
     sharing = share_parts("batch_norm", channels, max(count, 1))
-    return sharing.launch("batchnorm_statistics_2_combine", 1, (channels, *scalars))
+    return sharing.launch("batchnorm_statistics_2_combine", 1, (channels, *scalars), defines)
 
 
 @functools.cache

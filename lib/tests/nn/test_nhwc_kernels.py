@@ -35,6 +35,7 @@ RESNET = (3, 3), (2, 2), (1, 1)
 LAUNCHES = [
     norm_nhwc.launch_statistics_parts(LARGE, "bfloat16", 768),
     norm_nhwc.launch_statistics(PIXELS, 64, 768),
+    norm_nhwc.launch_counted_statistics(PIXELS, 64, 1536),
     norm_nhwc.launch_norm(LARGE, "bfloat16", pool=True),
     norm_nhwc.launch_norm(LARGE, "bfloat16", residual=True),
     norm_nhwc.launch_norm_dgrad_parts(LARGE, "bfloat16", 768),
