@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convstudy.conv.algorithm import choose, count_tiles
+from convstudy.conv.algorithm import count_tiles
 from convstudy.conv.epilogue import PLAIN, Epilogue, Source
 from convstudy.nn import head_nhwc, norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
 from convstudy.nn.pixels import part_rows
@@ -23,6 +23,10 @@ from convstudy.train.optimizers import OPTIMIZERS
 LOSS, SUMS, END = "loss", "sums", "end"
 
 _MOMENTUM = 0.1
+# From so many on, a convolution takes the statistics of what it writes. What is less is still in
+# L2 when it is read again, which takes little longer than the statistics of each block's last tile:
+# an estimate, which has not been measured.
+_MANY_BYTES = 2**24
 
 
 @dataclass(eq=False)
@@ -193,9 +197,9 @@ class Step:
             self._builder.buffer(2 * k),
         )
         tiles = self._tiles_with_statistics(problem)
-        made = [self._builder.buffer(tiles * (2 * k + 1))] if tiles else []
-        epilogue = Epilogue(statistics=True) if tiles else PLAIN
-        low.convolve("fprop", problem, *given, kept.y, *made, epilogue=epilogue)
+        taken = [self._builder.buffer(tiles * (2 * k + 1))] if tiles else []
+        epilogue = Epilogue(statistics=tiles > 0)
+        low.convolve("fprop", problem, *given, kept.y, *taken, epilogue=epilogue)
         weight, bias, mean, var = op.norm
         own = self._weight(weight), self._weight(bias), self._running(mean), self._running(var)
         own += kept.statistics, kept.factors
@@ -215,7 +219,7 @@ class Step:
             return
         if tiles:
             launch = norm_nhwc.launch_counted_statistics(z.pixels, k, tiles, op.eps, _MOMENTUM)
-            run(launch, *made, *own)
+            run(launch, *taken, *own)
         else:
             rows, count = self._even_rows(z.pixels, k)
             parts = self._builder.buffer(count * 2 * k)
@@ -240,13 +244,13 @@ class Step:
     def _tiles_with_statistics(self, problem):
         """Return of how many tiles the convolution writes a norm's statistics, or 0 for none.
 
-        None where one launch does the norm, or where other ranks have more of the pixels: theirs
-        are to be parts of one size.
+        None where it writes little, and where other ranks have more of the norm's pixels: the
+        parts of theirs come without how many pixels they have.
         """
-        if self._together > 1 or self._are_small(problem.y_shape):
+        size = math.prod(problem.y_shape) * problem.itemsize
+        if self._together > 1 or size < _MANY_BYTES or self._are_small(problem.y_shape):
             return 0
-        name = choose(problem, self._low.device)
-        return count_tiles(name, problem, self._low.device)
+        return count_tiles(problem, self._low.device)
 
     def _are_small(self, shape):
         """Whether one launch does a whole norm, which has no place for what others have."""

@@ -5,13 +5,18 @@ import numpy as np
 import pytest
 
 from convstudy import tolerance
+from convstudy.conv import algorithm
 from convstudy.device import EMULATOR, devices
+from convstudy.models.network import Network
 from convstudy.models.resnet import ResNet
 from convstudy.models.unet import UNet
 from convstudy.models.vgg import VGG16
+from convstudy.nn import norm_nhwc
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
+from convstudy.program import training
 from convstudy.program.backend import GpuBackend
+from convstudy.program.training import Step
 from convstudy.train.backend import CpuBackend
 from convstudy.train.losses import cross_entropy, cross_entropy_dice
 
@@ -75,6 +80,121 @@ def test_gradients_are_the_tapes(precision, bilinear):
     check_gradients(network, backend.gradients(), expected, precision)
     found = backend._get(backend._step.loss)[0]
     assert found == pytest.approx(loss, rel=1e-5 if precision == "fp32" else 0.02)
+
+
+class Shallow(UNet):
+    """The two first levels of a U-Net alone."""
+
+    def __init__(self, width):
+        super().__init__(width=width)
+        self.encoder, self.decoder = self.encoder[:2], self.decoder[-1:]
+        Network.__init__(self, 3, self._shapes())
+
+
+SHALLOW_SHAPE = (2, 3, 19, 21)
+# Which kernel is to write statistics, how exact, and how wide for lines of channels.
+WITH_STATISTICS = [
+    ("10_wgmma", "fp32", 32),
+    ("10_wgmma", "tf32", 32),
+    ("11_halo", "tf32", 32),
+    ("10_wgmma", "bf16", 64),
+    ("11_halo", "bf16", 64),
+]
+
+
+@pytest.fixture
+def prefer(monkeypatch):
+    """Has convolutions take statistics, however small, and a kernel for them where it can be."""
+    estimated = algorithm._estimated
+
+    def preferring(kernel):
+        def first(rows, problem, device):
+            known = kernel in [row.id for row in rows] and problem.stride == (1, 1)
+            return (kernel, "preferred") if known else estimated(rows, problem, device)
+
+        monkeypatch.setattr(algorithm, "_estimated", first)
+        monkeypatch.setattr(algorithm.hopper, "best", whole)
+        algorithm.read_again()
+
+    best = algorithm.hopper.best
+
+    def whole(kernel, problem, device):
+        """Return the best choice of those that split no sums, forward."""
+        found = best(kernel, problem, device)
+        return found._replace(splits=1) if "fprop" in kernel else found
+
+    monkeypatch.setattr(training, "_MANY_BYTES", 0)
+    monkeypatch.setattr(norm_nhwc, "_FEW_PIXELS", 0)
+    yield preferring
+    monkeypatch.undo()
+    algorithm.read_again()
+
+
+def shallow(precision, width, **options):
+    """Return a network, a batch, and a backend whose every buffer lies apart."""
+    network = Shallow.initialised(0, width)
+    network.randomise_statistics(1)
+    images, masks = batch_of(SHALLOW_SHAPE)
+    backend = GpuBackend(network, SHALLOW_SHAPE, precision, device=EMULATOR, **options)
+    backend.program.allocate(apart=True)
+    backend._put_network(network.state_dict())
+    backend.load(images, masks, 0.0)
+    backend.program.run()
+    return network, images, masks, backend
+
+
+def writing(program):
+    """Return the kernels of a program that write statistics."""
+    return [launch.kernel for launch, _ in program.steps if ("STATISTICS", 1) in launch.defines]
+
+
+@pytest.mark.parametrize(("kernel", "precision", "width"), WITH_STATISTICS)
+def test_convolutions_that_take_statistics_change_no_gradient(kernel, precision, width, prefer):
+    prefer(f"conv2d_fprop_{kernel}")
+    network, images, masks, backend = shallow(precision, width)
+    # All but the first convolution, which has three channels.
+    assert writing(backend.program) == [f"conv2d_fprop_{kernel}"] * 5
+    loss, expected = truth(network, images, masks)
+    check_gradients(network, backend.gradients(), expected, precision)
+    rounded = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 0.02}[precision]
+    assert backend._get(backend._step.loss)[0] == pytest.approx(loss, rel=rounded)
+
+
+def test_statistics_are_a_passs_own(prefer, monkeypatch):
+    prefer("conv2d_fprop_11_halo")
+    *_, ours = shallow("tf32", 32)
+    monkeypatch.setattr(training, "_MANY_BYTES", 2**40)
+    *_, other = shallow("tf32", 32)
+    assert not writing(other.program)
+    assert len(ours.program.steps) == len(other.program.steps) - 5
+    found, expected = ours.state(), other.state()
+    for name in expected:
+        if name.endswith(("running_mean", "running_var")):
+            np.testing.assert_allclose(found[name], expected[name], 1e-4, 1e-6, err_msg=name)
+    # Where a ReLU's argument is next to nothing, the last bit of a factor decides.
+    mine, theirs = ours.gradients(), other.gradients()
+    assert gradient_error(mine, theirs) < 1e-2
+
+
+def test_norms_of_all_ranks_take_statistics_in_a_pass(prefer):
+    prefer("conv2d_fprop_11_halo")
+    network = Shallow.initialised(0, 64)
+
+    def written(ranks, synchronised):
+        rule = "sgd", {}, None, EMULATOR, ranks, synchronised
+        return len(writing(Step(network, SHALLOW_SHAPE, "bf16", *rule).program))
+
+    assert written(2, True) == 0
+    assert written(2, False) == written(1, True) == 5
+
+
+def test_little_is_read_again(prefer, monkeypatch):
+    prefer("conv2d_fprop_11_halo")
+    # What the first level writes, and the second: (2, 19, 21) and (2, 9, 10) pixels.
+    monkeypatch.setattr(training, "_MANY_BYTES", 2 * 19 * 21 * 64 * 2)
+    network = Shallow.initialised(0, 64)
+    step = Step(network, SHALLOW_SHAPE, "bf16", "sgd", {}, None, EMULATOR)
+    assert len(writing(step.program)) == 3
 
 
 CLASSIFIERS = {
@@ -215,7 +335,9 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("bilinear", [False, True])
-def test_gradients_are_the_tapes_on_the_gpu(precision, bilinear):
+@pytest.mark.parametrize("many_bytes", [0, training._MANY_BYTES])
+def test_gradients_are_the_tapes_on_the_gpu(precision, bilinear, many_bytes, monkeypatch):
+    monkeypatch.setattr(training, "_MANY_BYTES", many_bytes)
     network, shape = network_of(width=64, bilinear=bilinear), (2, 3, 49, 66)
     images, masks = batch_of(shape)
     backend = GpuBackend(network, shape, precision, device=devices()[0])
