@@ -7,6 +7,7 @@ those do not. All are compared with float64, or with what the emulator computes.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,18 @@ import numpy as np
 from convstudy import device, tolerance
 from convstudy.conv import reference
 from convstudy.conv.algorithm import ALGORITHMS, plan
+from convstudy.conv.epilogue import Epilogue
 from convstudy.device import EMULATOR, array_module
 from convstudy.models.unet import UNet
-from convstudy.nn import add_nhwc, head_nhwc, images_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
+from convstudy.nn import (
+    add_nhwc,
+    head_nhwc,
+    images_nhwc,
+    norm_nhwc,
+    pool_nhwc,
+    relu_nhwc,
+    upsample_nhwc,
+)
 from convstudy.nn.cuda import KERNELS, ResidentOps
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
@@ -40,6 +50,7 @@ PROBLEMS = (
 # How many of them each kernel computes in each precision.
 _EACH = 3
 _DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}
+_STATISTICS = Epilogue(statistics=True)
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ def cases(where):
     for row in ALGORITHMS.values():
         if row.plan:
             yield from _of_kernel(row, where)
+        if row.count_tiles:
+            yield from _of_statistics(row, where)
     for method in KERNELS.values():
         yield Case(method, (), lambda method=method: _check_function(method, where))
     yield from _of_programs(where)
@@ -92,6 +105,45 @@ def _of_kernel(row, where):
                     launch.all_launches,
                     lambda launch=launch, problem=problem: _check(row, problem, launch, where),
                 )
+
+
+def _of_statistics(row, where):
+    """Yield, in each precision in which its plan can have it, a kernel that takes statistics."""
+    for precision in row.precisions:
+        kind = {"dtype": _DTYPES[precision], "precision": precision, "layout": "NHWC"}
+        problem = replace(PROBLEMS[3], k=72, **kind)
+        if row.supports(problem, where, _STATISTICS)[0]:
+            choices = row.choices(problem, where)
+            choice = next(each for each in choices if row.count_tiles(problem, where, each))
+            tiles = row.count_tiles(problem, where, choice)
+            launch = row.plan(problem, where, choice, epilogue=_STATISTICS)
+            pixels = math.prod(problem.y_shape[:3])
+            merged = norm_nhwc.launch_counted_statistics(pixels, problem.k, tiles)
+            run = functools.partial(_check_statistics, problem, launch, merged, tiles, where)
+            name = f"statistics of {row.id} {precision}"
+            yield Case(name, (*launch.all_launches, merged), run)
+
+
+def _check_statistics(problem, launch, merged, tiles, where):
+    """Compare them with those of what was written, which is compared elsewhere."""
+    rng, xp = np.random.default_rng(problem.terms), array_module(where)
+    given = [
+        xp.asarray(rng.standard_normal(shape, dtype=np.float32).astype(dtype))
+        for shape, dtype in (
+            (problem.x_shape, problem.dtype),
+            (problem.w_shape, problem.dtype),
+            (problem.k, np.float32),
+        )
+    ]
+    y = device.empty(problem.y_shape, where, problem.dtype)
+    moments = device.empty((tiles * (2 * problem.k + 1),), where)
+    launch.run(where, (*given, y, moments))
+    ones, kept = xp.ones((4, problem.k), np.float32), device.empty((2, 2, problem.k), where)
+    merged.run(where, (moments, *ones, *kept))
+    y, found = (each if xp is np else each.get() for each in (y, kept[0]))
+    y = y.astype(float).reshape(-1, problem.k)
+    expected = np.stack([y.mean(0), 1 / np.sqrt(y.var(0) + 1e-5)])
+    tolerance.assert_close(found, expected, len(y), dtype=np.float32)
 
 
 def _check(row, problem, launch, where):
