@@ -34,7 +34,7 @@ def _on_ranks(ranks, argv):
         try:
             arguments = _parser().parse_args(argv)
         except SystemExit as error:
-            raise ValueError("its command line is wrong, as said above") from error
+            raise ValueError("its command line is wrong, as it says itself") from error
         if arguments.run is not _train:
             raise ValueError("of all commands, only train runs on several ranks")
         return arguments

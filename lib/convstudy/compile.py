@@ -7,15 +7,15 @@ One text serves all three: the file with its local includes put in place, behind
 
 import functools
 import hashlib
-import multiprocessing
+import os
 import re
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from convstudy import driver, emulator, paths
-from convstudy.device import array_module, devices, empty
+from convstudy.device import array_module, empty
 
 # The oldest and the newest chips that the study's kernels must run on, and the one in between on
 # which it was measured.
@@ -304,21 +304,22 @@ class Sequence:
         return counts[self.main]
 
 
-def compile_ahead(launches):
-    """Compile for the first GPU, on all processors, what later runs then find in CuPy's cache.
+def prepare(launches, device):
+    """Compile all of `launches` for `device` now, on all processors at once.
 
     Parameters
     ----------
     launches : iterable of Launch or Sequence
+    device : Device
     """
-    texts = {(part.kernel, part.defines) for launch in launches for part in launch.all_launches}
-    # Not forked: a child could not use the GPU that its parent has begun to use.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_load, *zip(*sorted(texts), strict=True)))
-
-
-def _load(kernel, defines):
-    _on_gpu(kernel, defines, devices()[0], 0)
+    parts = {
+        (part.kernel, part.defines, part.shared_bytes): part
+        for launch in launches
+        for part in launch.all_launches
+    }
+    # Threads are enough: neither NVRTC nor g++ holds Python's lock while it compiles.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda part: part.prepare(device), parts.values()))
 
 
 def _scalar(value):

@@ -3,11 +3,14 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from convstudy import compile, device, paths, tolerance
+from convstudy.compile import Launch, Sequence
+from convstudy.device import EMULATOR
 from convstudy.problem import BFLOAT16, ConvProblem
 
 
@@ -180,3 +183,23 @@ def test_peak_is_two_flops_a_unit_and_cycle():
     assert h200.arch == "sm_90"
     a30 = device.Device("gpu", "A30", 0, (8, 0), 56, clock_hz=1.44e9)
     assert a30.peak_fp32_flops == pytest.approx(10.3e12, rel=1e-2)
+
+
+def test_kernels_are_compiled_once_each_for_the_device_that_is_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Launch, "prepare", lambda part, device: asked.append((part, device)))
+    one = Launch("relu_fprop_1_elementwise", (1,), (32,))
+    two = Launch("relu_fprop_1_elementwise", (1,), (32,), shared_bytes=2**16)
+    both = Sequence(((one, (0,)), (two, (0,))), (), 0)
+    compile.prepare([one, both, replace(one, grid=(7,))], EMULATOR)
+    assert sorted(part.shared_bytes for part, _ in asked) == [0, 2**16]
+    assert {device for _, device in asked} == {EMULATOR}
+
+
+def test_what_does_not_compile_is_said(monkeypatch):
+    def refuse(part, device):
+        raise RuntimeError(f"{part.kernel} for {device.name}: no")
+
+    monkeypatch.setattr(Launch, "prepare", refuse)
+    with pytest.raises(RuntimeError, match="relu_fprop_1_elementwise for the CPU emulator: no"):
+        compile.prepare([Launch("relu_fprop_1_elementwise", (1,), (32,))], EMULATOR)

@@ -132,7 +132,7 @@ def runs(monkeypatch):
     monkeypatch.setattr(sanitize.subprocess, "run", run)
     monkeypatch.setattr(sanitize, "program", lambda: "the-sanitizer")
     monkeypatch.setattr(sanitize, "cases", lambda gpu: ())
-    monkeypatch.setattr(compile, "compile_ahead", lambda launches: list(launches))
+    monkeypatch.setattr(compile, "prepare", lambda launches, device: list(launches))
     monkeypatch.setattr(device, "require_gpu", lambda who: (EMULATOR,))
     return commands, results
 

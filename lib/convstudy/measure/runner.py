@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from convstudy import paths
-from convstudy.compile import compile_ahead
+from convstudy.compile import prepare
 from convstudy.device import devices
 from convstudy.measure import provenance
 from convstudy.measure.suite import not_measured
@@ -74,7 +74,7 @@ def run(suite, machine=LOCAL, options=None, say=print):
         say(f"{suite.name}: {len(journal.finished)} cases are finished already; going on")
     began = time.perf_counter()
     if suite.launches and devices():
-        compile_ahead(suite.launches(options))
+        prepare(suite.launches(options), devices()[0])
     try:
         _run_cases(suite, options, journal)
     except KeyboardInterrupt:

@@ -15,6 +15,8 @@ COLUMNS = (
     *("loss", "dice", "seconds", "images_per_s", "stale"),
 )
 _COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
+# Where one training sees so many times the images of another, the axis is logarithmic.
+_FURTHER = 3
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -75,12 +77,15 @@ def display(plotted):
 def by_precision(plotted):
     """Return what each precision comes to over its seeds: mean, least and most of the last Dice.
 
+    Trainings of as many steps are compared.
+
     Where two precisions' ranges overlap, what lies between their means is no more than what
     another seed makes.
     """
     last = plotted.groupby(["machine", "case"], sort=False).tail(1)
-    kinds = last.groupby(["machine", "execution", "precision"], sort=False)
+    kinds = last.groupby(["machine", "execution", "precision", "step"], sort=False)
     found = kinds["dice"].agg(seeds="count", mean="mean", least="min", most="max").reset_index()
+    found = found.rename(columns={"step": "steps"})
     return found[found["seeds"] > 1].reset_index(drop=True)
 
 
@@ -116,6 +121,10 @@ def draw(table):
         label = label if look["ls"] == "-" else None
         left.plot(seen, run["loss"], marker=".", label=label, **look)
         right.plot(seen, run["dice"], marker=".", label=label, **look)
+    longest = (plotted["step"] * plotted["batch"]).groupby([plotted["machine"], plotted["case"]])
+    if longest.max().max() > _FURTHER * longest.max().min():
+        for axes in (left, right):
+            axes.set_xscale("log")
     left.set(xlabel="images seen", ylabel="loss: cross-entropy + 1 - Dice", ylim=(0, None))
     right.set(xlabel="images seen", ylabel="Dice of held-out images", ylim=(0, 1))
     right.legend(loc="lower right")

@@ -66,7 +66,7 @@ def shares(table):
 
 @style()
 def draw(table):
-    """Draw a row of held-out pictures for each machine's first training.
+    """Draw a row of held-out pictures for each machine's longest training.
 
     What is found is tinted; a line goes round what is there.
 
@@ -83,8 +83,9 @@ def draw(table):
     plotted = shares(table)
     if plotted.empty:
         return Drawn(NAME, plotted)
-    first = labels.finished(table).groupby("machine", sort=False).head(1)
-    rows = list(pictures(first))
+    done = labels.finished(table)
+    longest = done.loc[done.groupby("machine", sort=False)["value_steps"].idxmax()]
+    rows = list(pictures(longest))
     columns = max(len(shown) for _, shown in rows)
     drawing, axes = figure(
         *(len(rows), columns), height=0.45 + 0.95 * len(rows), squeeze=False, sharex="row"
@@ -93,8 +94,8 @@ def draw(table):
         for panel, picture in zip(panels, shown, strict=False):
             show(panel, *picture)
         panels[0].set_title(f"{run['machine']}\nDice {shown[0][3]:.2f}", loc="left")
-    footer(drawing, labels.sources(first))
-    return Drawn(NAME, plotted, drawing, labels.record_ids(first))
+    footer(drawing, labels.sources(longest))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(longest))
 
 
 def show(axes, image, true, found, score):

@@ -102,7 +102,8 @@ def draw(table):
     parts = list(plotted.groupby(["machine", "what"], sort=False))
     drawing, axes = figure(1, len(parts), height=2.6, squeeze=False, sharey="row")
     for panel, ((machine, what), part) in zip(axes[0], parts, strict=True):
-        _panel(panel, part)
+        ratios(panel, part, "ratio_to_best")
+        panel.set_ylim(bottom=0)
         panel.set_title(f"{labels.marked(machine, part['stale'].any())}: {what}", loc="left")
     axes[0, 0].set_ylabel("times as fast as PyTorch's best")
     axes[0, -1].legend(loc="best")
@@ -110,17 +111,17 @@ def draw(table):
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
 
 
-def _panel(axes, part):
+def ratios(axes, part, column):
+    """Draw a column of ratios to PyTorch against the batch, a line for each precision."""
     for precision, rows in part.groupby("precision", sort=False):
         color, marker = _LOOKS[precision]
         rows = rows.sort_values("n")
-        axes.plot(rows["n"], rows["ratio_to_best"], marker=marker, color=color, label=precision)
+        axes.plot(rows["n"], rows[column], marker=marker, color=color, label=precision)
     axes.axhline(1, color="#666666", lw=0.8)
     sizes = sorted(part["n"].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(int(each)) for each in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: labels.times(value))
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("images in the batch")
     axes.grid(axis="y")

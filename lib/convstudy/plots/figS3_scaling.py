@@ -6,7 +6,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from convstudy.parallel.cost import Cut
 from convstudy.plots import labels
-from convstudy.plots.palette import BLUE, GREEN, ORANGE, SKY
+from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, style
 from convstudy.records import statistics
@@ -19,6 +19,8 @@ COLUMNS = (
 DATA = "data"
 WHATS = ("training", "inference", "inference from the host")
 _COLORS = {"fp32": ORANGE, "tf32": BLUE, "bf16": GREEN}
+# Of shared layers, one after the other.
+_CUT_COLORS = (SKY, PURPLE, VERMILLION)
 _STYLES = {1: ("--", "o"), 2: ("-", "s"), 4: ("-.", "^"), 8: (":", "D")}
 
 
@@ -132,11 +134,14 @@ def draw(table):
 
 
 def _panel(axes, rows):
+    cuts = [cut for cut in rows["cut"].unique() if cut != DATA]
     for (precision, gpus, cut), line in rows.groupby(["precision", "gpus", "cut"], sort=False):
         line = line.sort_values("images_per_gpu")
         dash, marker = _STYLES.get(gpus, _STYLES[8])
         many = labels.many(gpus, labels_of(line["processor"].iloc[0])[:-1])
-        color = _COLORS[precision] if cut == DATA else SKY
+        color = _COLORS[precision]
+        if cut != DATA:
+            color = _CUT_COLORS[cuts.index(cut) % len(_CUT_COLORS)]
         name = f"{precision}, {many}" + (f", {cut}" if cut != DATA else "")
         look = {"ls": dash, "marker": marker, "markersize": 4}
         axes.plot(line["images_per_gpu"], line["images_per_s"], color=color, label=name, **look)

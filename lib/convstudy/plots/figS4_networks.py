@@ -2,10 +2,9 @@
 """VGG-16 and ResNet: ours against PyTorch's best, and convolution's share of ours."""
 
 import pandas as pd
-from matplotlib.ticker import NullLocator
 
 from convstudy.plots import labels
-from convstudy.plots.palette import BLUE, GREEN, ORANGE
+from convstudy.plots.figS2_unet_vs_pytorch import ratios
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, style
 from convstudy.plots.tab1_function_time import WHOLE
@@ -28,7 +27,6 @@ _KEYS = ["machine", "network", "what", "precision", "n"]
 # Plain loops and the paper's way are not what PyTorch is compared with.
 _ON_CPU = ("cpu-blas", "pytorch-cpu")
 _NO_RIVALS = ("cpu-plain", "offload")
-_LOOKS = {"fp32": (ORANGE, "o"), "tf32": (BLUE, "s"), "bf16": (GREEN, "^")}
 
 
 def compare(table):
@@ -132,25 +130,10 @@ def draw(table):
     )
     for panels, ((machine, what), part) in zip(axes, parts, strict=True):
         for panel, network in zip(panels, networks, strict=True):
-            _panel(panel, part[part["network"] == network])
+            ratios(panel, part[part["network"] == network], "ratio")
             panel.set_title(f"{machine}: {NETWORKS[network]}, {what}", loc="left")
         panels[0].set_ylabel("times as fast as PyTorch's best")
         panels[0].set_ylim(0, 1.1 * max(1, part["ratio"].max()))
     axes[0, -1].legend(loc="best")
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
-
-
-def _panel(axes, part):
-    for precision, rows in part.groupby("precision", sort=False):
-        color, marker = _LOOKS[precision]
-        rows = rows.sort_values("n")
-        axes.plot(rows["n"], rows["ratio"], marker=marker, color=color, label=precision)
-    axes.axhline(1, color="#666666", lw=0.8)
-    sizes = sorted(part["n"].unique())
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(int(each)) for each in sizes])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: labels.times(value))
-    axes.set_xlabel("images in the batch")
-    axes.grid(axis="y")

@@ -144,19 +144,7 @@ class GpuBackend(Backend):
         return found | {"optimizer.steps": np.array(taken, np.int64)}
 
     def load_state(self, state):
-        own = self.state()
-        faults = [f"{name} is missing" for name in own if name not in state]
-        faults += [
-            f"{name} is {state[name].dtype} of shape {state[name].shape}"
-            for name, array in own.items()
-            if name in state
-            and (state[name].shape, state[name].dtype) != (array.shape, array.dtype)
-        ]
-        if faults:
-            raise ValueError(
-                f"the state is not of this network and optimiser: {'; '.join(faults[:3])}"
-                + (f" and {len(faults) - 3} faults more" if len(faults) > 3 else "")
-            )
+        self.check_state(state)
         self._put_network({name: state[f"network.{name}"] for name in self.network.shapes})
         for name in self._counts:
             self._counts[name] = np.array(state[f"network.{name}"])

@@ -38,6 +38,8 @@ class Replay:
             self.program.run_beforehand()
             return
         with array_module(device).cuda.Device(device.index):
+            if self._graph is None:
+                self.program.prepare()
             self.program.run_beforehand()
 
     def _captured(self, cuda):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from convstudy.compile import Sequence
+from convstudy.compile import Sequence, prepare
 from convstudy.device import empty
 from convstudy.program import arena
 
@@ -302,8 +302,7 @@ class Program:
 
     def prepare(self):
         """Compile all that it launches."""
-        for launch, _ in (*self.beforehand, *self.steps):
-            launch.prepare(self.device)
+        prepare((launch for launch, _ in (*self.beforehand, *self.steps)), self.device)
 
     def _at(self, buffer, offset):
         return self._arrays[buffer][offset:]

@@ -82,7 +82,7 @@ def check(tools=TOOLS, say=print):
             raise ValueError(f"sanitize: no tool {tool!r}; choose of {', '.join(TOOLS)}")
     (gpu,) = device.require_gpu("sanitize")
     sanitizer = program()
-    compile.compile_ahead(launch for case in cases(gpu) for launch in case.launches)
+    compile.prepare((launch for case in cases(gpu) for launch in case.launches), gpu)
     bare = [sys.executable, "-m", "convstudy", "sanitize", "--bare"]
     status = _run("no tool", bare, say)
     if status:

@@ -6,7 +6,11 @@ import csv
 import json
 import re
 
+import pandas as pd
+
 from convstudy import paths
+from convstudy.plots import labels
+from convstudy.plots.figS4_networks import NETWORKS
 
 README = paths.ROOT / "README.md"
 MAIN_FIGURE = paths.FIGURES / "fig4_execution_time.png"
@@ -38,6 +42,59 @@ def claims():
         rows = list(csv.DictReader(lines))
     columns = {"id": "", "claim": "Claim", "paper": "Paper", "ours": "Ours", "verdict": "Verdict"}
     return _table(list(columns.values()), [[row[key] for key in columns] for row in rows])
+
+
+_PASSES = {
+    "fprop": "U-Net's 18 convolutions, forwards",
+    "dgrad": "their inputs' gradients",
+    "wgrad": "their filters' gradients",
+}
+_NOT_YET = "_`make measure` on a machine with a GPU and PyTorch makes this table._\n"
+
+
+def beyond():
+    """Return how many times as fast as PyTorch ours are, from the tables in ``figures/``."""
+    tables = [
+        _ratios("tabS3_goals", "ratio", lambda row: _PASSES[row["pass"]]),
+        _ratios("figS2_unet_vs_pytorch", "ratio_to_best", lambda row: f"U-Net, {row['what']}"),
+        _ratios(
+            "figS4_networks", "ratio", lambda row: f"{NETWORKS[row['network']]}, {row['what']}"
+        ),
+    ]
+    found = pd.concat([each for each in tables if len(each)] or tables)
+    if found.empty:
+        return _NOT_YET
+    found = found[found["machine"] == found["machine"].iloc[0]]
+    batches = sorted(found["n"].unique())
+    cells = found.set_index(["work", "precision", "n"])["text"].to_dict()
+    kinds = found[["work", "precision"]].drop_duplicates().itertuples(index=False)
+    rows = [[*kind, *(cells.get((*kind, n), "") for n in batches)] for kind in kinds]
+    header = [f"On one {found['machine'].iloc[0]}", "Precision", *(f"N = {n}" for n in batches)]
+    stale = any(labels.DAGGER in text for text in found["text"])
+    return _table(header, rows) + (f"\n{labels.STALE}\n" * stale)
+
+
+def _classifying(row):
+    return f"{NETWORKS[row['network']]}, {row['what']}"
+
+
+def _ratios(name, column, work):
+    """Return machine, work, precision, n and text of each ratio in a table of ``figures/``."""
+    path, columns = paths.FIGURES / f"{name}.csv", ["machine", "work", "precision", "n", "text"]
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[column])
+    table = table[table[column].notna()]
+    rows = [
+        (
+            *(row["machine"], work(row), row["precision"], row["n"]),
+            _times(row[column], row["stale"]),
+        )
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _times(ratio, stale):
+    return labels.marked(f"{ratio:.2f}×", stale)
 
 
 def _table(header, rows):
@@ -106,7 +163,7 @@ def _idea(kernel):
     return kernel.read_text().splitlines()[1].removeprefix("//").strip()
 
 
-BLOCKS = {each.__name__: each for each in (figure, claims, commands, notebooks, tree)}
+BLOCKS = {each.__name__: each for each in (figure, claims, beyond, commands, notebooks, tree)}
 
 
 def rewrite(text):

@@ -64,6 +64,22 @@ class Backend(ABC):
     def load_state(self, state):
         """Take what `state` returned, also of another backend of this network and optimiser."""
 
+    def check_state(self, state):
+        """Raise ValueError unless `state` is of this network and optimiser; it may hold more."""
+        own = self.state()
+        faults = [f"{name} is missing" for name in own if name not in state]
+        faults += [
+            f"{name} is {state[name].dtype} of shape {state[name].shape}"
+            for name, array in own.items()
+            if name in state
+            and (state[name].shape, state[name].dtype) != (array.shape, array.dtype)
+        ]
+        if faults:
+            raise ValueError(
+                f"the state is not of this network and optimiser: {'; '.join(faults[:3])}"
+                + (f" and {len(faults) - 3} faults more" if len(faults) > 3 else "")
+            )
+
     @abstractmethod
     def needs_bytes(self, n, h, w):
         """Return the most memory that steps on `n` images of `h` x `w` take."""
@@ -159,19 +175,7 @@ class CpuBackend(Backend):
         }
 
     def load_state(self, state):
-        own = self.state()
-        faults = [f"{name} is missing" for name in own if name not in state]
-        faults += [
-            f"{name} is {state[name].dtype} of shape {state[name].shape}"
-            for name, array in own.items()
-            if name in state
-            and (state[name].shape, state[name].dtype) != (array.shape, array.dtype)
-        ]
-        if faults:
-            raise ValueError(
-                f"the state is not of this network and optimiser: {'; '.join(faults[:3])}"
-                + (f" and {len(faults) - 3} faults more" if len(faults) > 3 else "")
-            )
+        self.check_state(state)
         for name, array in self._held().items():
             array[...] = self._part(name, state[name])
 

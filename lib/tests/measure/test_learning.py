@@ -31,6 +31,15 @@ def test_a_training_gives_a_whole_result():
     assert again["values"] == values
 
 
+def test_one_training_may_go_further():
+    given = {"recipe": RECIPE, "seeds": "3,4", "longer": "steps=9 evaluate_every=3"}
+    *short, longer = SUITE.cases(SUITE.options | given)
+    assert [case.name for case in short] == ["cpu/fp32/steps6/seed3", "cpu/fp32/steps6/seed4"]
+    assert longer.name == "cpu/fp32/steps9/seed3"
+    (row,) = longer.run()
+    assert row["values"]["score_steps"] == [3, 6, 9]
+
+
 def test_a_recipe_that_is_none_is_refused_at_once():
     with pytest.raises(ValueError, match="no option 'stepps'"):
         list(SUITE.cases(SUITE.options | {"recipe": "stepps=3"}))

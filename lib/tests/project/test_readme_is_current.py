@@ -49,3 +49,23 @@ def test_what_is_typed_between_markers_is_overwritten():
 def test_a_broken_marker_is_an_error(text, message):
     with pytest.raises(ValueError, match=message):
         readme.rewrite(text)
+
+
+def test_it_says_how_ours_does_against_pytorch(monkeypatch, tmp_path):
+    monkeypatch.setattr(readme.paths, "FIGURES", tmp_path)
+    assert readme.beyond() == readme._NOT_YET
+    (tmp_path / "tabS3_goals.csv").write_text(
+        "machine,pass,precision,n,ratio,goal,stale\n"
+        "h200,dgrad,bf16,1,1.234,1.4,False\nh200,dgrad,bf16,64,,1.0,False\n"
+    )
+    (tmp_path / "figS2_unet_vs_pytorch.csv").write_text(
+        "machine,what,precision,n,ratio_to_best,stale\nh200,training,tf32,16,1.5,True\n"
+    )
+    assert readme.beyond().splitlines() == [
+        "| On one h200 | Precision | N = 1 | N = 16 |",
+        "| --- | --- | --- | --- |",
+        "| their inputs' gradients | bf16 | 1.23× |  |",
+        "| U-Net, training | tf32 |  | 1.50× † |",
+        "",
+        "† measured before its kernel was last changed",
+    ]

@@ -31,6 +31,7 @@ def environments():
         (NAIVE, "offload", "convolution"): 0.1,
         (TILED, "offload", "convolution"): 0.04,
         (TILED, "offload", "network"): 4.04,
+        (TILED, "resident", "network"): 0.02,
         (TWO, "offload", "network"): 4.02,
         (TWO, "resident", "network"): 0.01,
     }
@@ -385,6 +386,30 @@ def test_one_image_says_nothing_on_sharing_images(world):
 def test_two_images_are_enough_to_share(world):
     world.suites["batch"] = world.find("batch", n=1) + world.find("batch", n=2)
     assert verdict("P7")["ours"] == "2.00 times as fast on 2 GPUs, for a batch of 2"
+
+
+@pytest.fixture
+def one_gpu(world):
+    world.suites["environments"] = [
+        row for row in world.suites["environments"] if row["environment"] != TWO
+    ]
+    world.suites["batch"] = world.find("batch", gpus=1)
+    return world
+
+
+def test_one_gpu_settles_what_a_second_could_only_add_to(one_gpu):
+    assert verdict("P1")["ours"] == "80% less time on 1 GPU; 99.90% with the whole network there"
+    assert verdict("P10")["ours"] == "80% less on 1 GPU, no less than 80% less on 2"
+    assert verdict("P10")["reason"].endswith("and 1 GPU reaches 5.0 times.")
+    assert verdict("P11")["ours"] == "1.00 times as fast at most, with the rest on the CPU"
+    found = {claim: verdict(claim)["verdict"] for claim in ("P1", "P7", "P10", "P11")}
+    assert found == {"P1": REPRODUCED, "P7": OUT_OF_REACH, "P10": REPRODUCED, "P11": EXPLAINED}
+
+
+def test_one_gpu_does_not_tell_what_a_second_might_change(one_gpu):
+    one_gpu.set("environments", "median_s", 8.0, environment=TILED, execution="offload")
+    found = {claim: verdict(claim)["verdict"] for claim in ("P1", "P10", "P11")}
+    assert set(found.values()) == {OUT_OF_REACH}
 
 
 def test_the_first_machine_that_has_all_is_heard(world):

@@ -15,24 +15,31 @@ PICTURES = 6
 
 
 def cases(options):
-    """Yield a training for each seed and precision, by one recipe."""
-    given = dict(word.split("=", 1) for word in options["recipe"].split())
-    precisions = [{"precision": each} for each in options["precisions"].split(",") if each]
-    for seed in options["seeds"].split(","):
-        for precision in precisions or [{}]:
-            recipe = Recipe.of(given | precision | {"seed": seed})
-            labels = {
-                "execution": recipe.execution,
-                "precision": recipe.precision,
-                "width": recipe.width,
-                "size": "x".join(map(str, recipe.size)),
-                "data": recipe.data,
-                "batch": recipe.batch,
-                "steps": recipe.steps,
-                "seed": recipe.seed,
-            }
-            name = f"{recipe.execution}/{recipe.precision}/steps{recipe.steps}/seed{recipe.seed}"
-            yield Case(name, _Training(name, recipe, labels), labels)
+    """Yield a training for each seed and precision, by one recipe; and one that goes further."""
+    given = _words(options["recipe"])
+    precisions = [{"precision": each} for each in options["precisions"].split(",") if each] or [{}]
+    seeds = [{"seed": each} for each in options["seeds"].split(",")]
+    ways = [seed | precision for seed in seeds for precision in precisions]
+    if options["longer"]:
+        ways.append(ways[0] | _words(options["longer"]))
+    for way in ways:
+        recipe = Recipe.of(given | way)
+        labels = {
+            "execution": recipe.execution,
+            "precision": recipe.precision,
+            "width": recipe.width,
+            "size": "x".join(map(str, recipe.size)),
+            "data": recipe.data,
+            "batch": recipe.batch,
+            "steps": recipe.steps,
+            "seed": recipe.seed,
+        }
+        name = f"{recipe.execution}/{recipe.precision}/steps{recipe.steps}/seed{recipe.seed}"
+        yield Case(name, _Training(name, recipe, labels), labels)
+
+
+def _words(text):
+    return dict(word.split("=", 1) for word in text.split())
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,6 +80,7 @@ SUITE = Suite(
     "learning",
     "Trainings from the first step to the last: loss, held-out Dice, masks",
     cases,
-    options={"recipe": "", "precisions": "", "seeds": "0"},
+    # The longer one is the first again, but for the options named: "steps=4000".
+    options={"recipe": "", "precisions": "", "seeds": "0", "longer": ""},
     quick={"recipe": "steps=300 width=8", "seeds": "0"},
 )
