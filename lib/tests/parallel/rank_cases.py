@@ -292,9 +292,9 @@ def a_state_goes_from_any_ranks_to_any_others(ranks):
 
 
 def emulated(ranks, n, batch_norm, width=4, **options):
-    network = UNet.initialised(3, width=width)
+    network, grid = UNet.initialised(3, width=width), Grid(ranks)
     return RankedGpuBackend(
-        *(network, Grid(ranks), ranks, (n, 3, 32, 32), "fp32", "sgd"),
+        *(network, grid, grid, (n, 3, 32, 32), "fp32", "sgd"),
         **{"batch_norm": batch_norm, "device": EMULATOR, "clip": 0.5} | options,
     )
 

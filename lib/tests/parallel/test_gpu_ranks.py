@@ -63,7 +63,7 @@ def test_a_captured_step_on_one_rank_has_the_bits_of_one_gpu(one, precision, bat
     network = UNet.initialised(0, width=16)
     alone = GpuBackend(network, SHAPE, precision, clip=0.5)
     ranked = RankedGpuBackend(
-        *(network, Grid(Alone()), one, SHAPE, precision),
+        *(network, Grid(Alone()), Grid(one), SHAPE, precision),
         clip=0.5,
         batch_norm=batch_norm,
         bucket_bytes=2**16,
