@@ -74,6 +74,7 @@ class RankedGpuBackend(GpuBackend):
         check_batch_norm(batch_norm)
         axes = cut_axes(network, grid.cut_from)
         check_divisible(network, axes, grid.row.size)
+        _check_vectors(network, axes, grid, precision)
         n, *rest = shape
         if n < 1 or n % grid.images.size:
             who = "rows of GPUs" if grid.images is grid.column else "GPUs"
@@ -291,3 +292,17 @@ class RankedGpuBackend(GpuBackend):
             self._notes[what].record()
         else:
             self._notes[what] = time.perf_counter()
+
+
+def _check_vectors(network, axes, grid, precision):
+    """Raise ValueError unless transposed convolutions that are cut write whole vectors."""
+    least = 8 if precision == "bf16" else 4
+    for name, axis in axes.items():
+        channels = network.shapes[name][axis]
+        own = channels // grid.row.size
+        if axis == 1 and own % least:
+            raise ValueError(
+                f"{name} has {channels} output channels, {own} for each of {grid.row.size} GPUs, "
+                f"which take multiples of {least} in {precision}; take "
+                f"cut_from={grid.cut_from + 1}, fewer GPUs for a layer, or a wider network"
+            )

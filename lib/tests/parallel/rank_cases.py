@@ -368,12 +368,12 @@ def what_ranks_cannot_share_is_refused(ranks):
         assert fault in raised(wrong, ValueError)
 
 
-def main(ranks):
-    chosen = sys.argv[1:] or list(CASES)
+def main(ranks, cases=CASES):
+    chosen = sys.argv[1:] or list(cases)
     outcome = {}
     for name in chosen:
         try:
-            CASES[name](ranks)
+            cases[name](ranks)
             fault = None
         except Exception:
             fault = traceback.format_exc()
