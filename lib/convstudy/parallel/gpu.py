@@ -77,7 +77,7 @@ class RankedGpuBackend(GpuBackend):
         _check_vectors(network, axes, grid, precision)
         n, *rest = shape
         if n < 1 or n % grid.images.size:
-            who = "rows of GPUs" if grid.images is grid.column else "GPUs"
+            who = "rows of GPUs" if grid.cut_from == 0 else "GPUs"
             raise ValueError(
                 f"a batch of {n} images cannot be shared evenly by {grid.images.size} {who}; take "
                 f"a multiple of {grid.images.size}"
@@ -237,7 +237,7 @@ class RankedGpuBackend(GpuBackend):
 
         A column adds up for itself, and two may do so in two orders.
         """
-        if self._gpus[IMAGES] is self._world:
+        if self.grid.cut_from > 0:
             return
         flat = self.program.array(self._step.gradients)
         for group, buckets in self._buckets:

@@ -73,7 +73,7 @@ class Grid:
             If one would have none.
         """
         if batch < self.images.size:
-            what = "rows of ranks" if self.images is self.column else "ranks"
+            what = "rows of ranks" if self.cut_from == 0 else "ranks"
             raise ValueError(
                 f"a batch of {batch} images is too small for {self.images.size} {what}: each "
                 "needs an image; take fewer ranks, or a larger batch"
@@ -88,7 +88,7 @@ class Grid:
     def row_counts(self, batch):
         """Return how many images each rank of this row brings along; of all, they share layers."""
         counts = self.counts(batch)
-        if self.images is self.column:
+        if self.cut_from == 0:
             return [counts[self.column.rank]]
         first = self.world.rank - self.row.rank
         return counts[first : first + self.row.size]
