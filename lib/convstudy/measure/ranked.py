@@ -160,6 +160,7 @@ class _Training:
     def __init__(self, ranks, gpus, job):
         self._ranks, self._gpus, self._job = ranks, gpus or ranks, job
         self._grid = Grid(ranks, job.model, job.cut_from)
+        self._carriers = Grid(gpus, job.model, job.cut_from) if gpus else self._grid
         self._device = _device(gpus, job)
 
     def __call__(self, n):
@@ -187,7 +188,7 @@ class _Training:
             backend = RankedBackend(network, grid, n, batch_norm="local")
         else:
             backend = RankedGpuBackend(
-                *(network, grid, self._gpus, (n, 3, *job.size), job.precision),
+                *(network, grid, self._carriers, (n, 3, *job.size), job.precision),
                 batch_norm="local",
                 device=self._device,
             )

@@ -10,7 +10,7 @@ import numpy as np
 from convstudy.conv.cpu import limit_threads
 from convstudy.nn.tape import TapeOps
 from convstudy.parallel.buckets import BUCKET_BYTES, Buckets, Reduction
-from convstudy.parallel.channels import ChannelTape, gather, own_part
+from convstudy.parallel.channels import ChannelTape, gather, own_part, parameter_of
 from convstudy.train import memory
 from convstudy.train.backend import CpuBackend
 from convstudy.train.optimizers import square
@@ -198,11 +198,7 @@ class RankedBackend(CpuBackend):
 
     def _axis(self, name):
         """Return along which axis an array of `state` is cut, or None."""
-        # "network.<parameter>", or "optimizer.<slot>.<parameter>".
-        kind, parameter = name.split(".", 1)
-        if kind == "optimizer" and "." in parameter:
-            parameter = parameter.split(".", 1)[1]
-        return self._axes.get(parameter)
+        return self._axes.get(parameter_of(name))
 
     def needs_bytes(self, n, h, w):
         slots = len(self.optimizer.slots)

@@ -42,6 +42,20 @@ def check_divisible(network, axes, ranks):
             )
 
 
+def parameter_of(name):
+    """Return the parameter that an array of a backend's `state` is of.
+
+    Examples
+    --------
+    >>> parameter_of("network.inc.bias"), parameter_of("optimizer.mean.inc.bias")
+    ('inc.bias', 'inc.bias')
+    """
+    kind, parameter = name.split(".", 1)
+    if kind == "optimizer" and "." in parameter:
+        parameter = parameter.split(".", 1)[1]
+    return parameter
+
+
 def own_part(communicator, array, axis):
     """Return the part of an array that this rank has, where all have as much: a view."""
     count = array.shape[axis] // communicator.size

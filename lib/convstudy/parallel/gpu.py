@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What trains a network on several GPUs, a rank each: images shared, gradients added up."""
+"""What trains a network on several GPUs, a rank each: images are shared, or layers, or both."""
 
 import contextlib
+import itertools
 import time
 
 import numpy as np
@@ -9,8 +10,16 @@ import numpy as np
 from convstudy.device import array_module
 from convstudy.parallel.backend import check_batch_norm, events
 from convstudy.parallel.buckets import BUCKET_BYTES, Buckets, Reduction
-from convstudy.parallel.channels import gather
+from convstudy.parallel.channels import (
+    check_divisible,
+    cut_axes,
+    gather,
+    own_part,
+    parameter_of,
+)
+from convstudy.parallel.cuts import split
 from convstudy.program.backend import GpuBackend
+from convstudy.program.shares import COLUMN, IMAGES, ROW, Shares
 from convstudy.program.training import END, LOSS, SUMS
 
 
@@ -19,18 +28,20 @@ class RankedGpuBackend(GpuBackend):
 
     The whole step is one CUDA graph, and so is what ranks say to each other in it: the loss is of
     the whole batch, norms may be, and gradients are added up bucket by bucket on a stream beside
-    while the backward pass goes on. From run to run the same ranks do the same, to the bit.
+    while the backward pass goes on. Of layers that a row shares, its ranks exchange what goes in
+    and the gradients of that, as `channels.ChannelTape` does. From run to run the same ranks do
+    the same, to the bit.
 
     Parameters
     ----------
     network : UNet
         The same on every rank.
     grid : Grid
-        Of the processes, which share no layer.
-    gpus : Communicator
-        Of the same ranks, for arrays where this one computes: `Nccl`.
+        Of the processes.
+    gpus : Grid
+        The same, for arrays where this rank computes: of `Nccl`.
     shape : (N, C, H, W)
-        Of the batches of all ranks together; each has as many images.
+        Of the batches of all ranks together; all who share images have as many.
     precision, optimizer, options, clip
         As of `GpuBackend`.
     batch_norm, bucket_bytes
@@ -41,7 +52,7 @@ class RankedGpuBackend(GpuBackend):
     Raises
     ------
     ValueError
-        Where the images cannot be shared evenly, or an option is none that there is.
+        Where images or channels cannot be shared evenly, or an option is none that there is.
     """
 
     name = "gpu ranks"
@@ -61,24 +72,44 @@ class RankedGpuBackend(GpuBackend):
         device=None,
     ):
         check_batch_norm(batch_norm)
+        axes = cut_axes(network, grid.cut_from)
+        check_divisible(network, axes, grid.row.size)
+        _check_vectors(network, axes, grid, precision)
         n, *rest = shape
-        if n < 1 or n % gpus.size:
+        if n < 1 or n % grid.images.size:
+            who = "rows of GPUs" if grid.cut_from == 0 else "GPUs"
             raise ValueError(
-                f"a batch of {n} images cannot be shared evenly by {gpus.size} GPUs; take a "
-                f"multiple of {gpus.size}"
+                f"a batch of {n} images cannot be shared evenly by {grid.images.size} {who}; take "
+                f"a multiple of {grid.images.size}"
             )
-        self.grid, self._gpus, self.batch_norm = grid, gpus, batch_norm
-        own = n // gpus.size, *rest
-        super().__init__(
-            *(network, own, precision, optimizer, options, clip, device or gpus.device)
+        self.grid, self.batch_norm = grid, batch_norm
+        self._gpus = {IMAGES: gpus.images, ROW: gpus.row, COLUMN: gpus.column}
+        self._world = gpus.world
+        self._shares = Shares(
+            *(each.size for each in self._gpus.values()),
+            rank=grid.row.rank,
+            axes=axes,
+            synchronised=batch_norm == "synchronised",
         )
-        self._buckets = Buckets.lying(_places(self._step.layout, network), bucket_bytes)
-        self._reduction = self._notes = None
+        own = n // grid.images.size, *rest
+        super().__init__(
+            *(network, own, precision, optimizer, options, clip, device or gpus.world.device)
+        )
+        self._buckets = self._cut_buckets(bucket_bytes)
+        self._reductions = self._notes = None
         self._begun = ()
         self._is_warm = False
 
-    def _sharing(self):
-        return {"ranks": self._gpus.size, "synchronised": self.batch_norm == "synchronised"}
+    def _cut_buckets(self, most):
+        """Return [(group, Buckets), ...]: gradients that are added up over the same ranks."""
+        places, shares = self._step.layout.places, self._shares
+        runs = [
+            (group, {name: places[name] for name in names})
+            for group, names in itertools.groupby(reversed(self.network.trained), shares.group)
+        ]
+        *earlier, (group, last) = runs
+        found = [(each, Buckets.lying(run, most, most)) for each, run in earlier]
+        return [*found, (group, Buckets.lying(last, most))]
 
     def run(self):
         """Train on what was loaded; on a GPU, return before it is done.
@@ -97,7 +128,7 @@ class RankedGpuBackend(GpuBackend):
         self.run()
         # Whoever waits for a GPU that waits for a lost rank would wait for ever.
         with self._on_device():
-            self._gpus.settle()
+            self._world.settle()
         return self._outcome()
 
     def timeline(self, images, masks, rate):
@@ -114,72 +145,133 @@ class RankedGpuBackend(GpuBackend):
         if not self._is_warm:
             self._warm_up()
         self._is_new, self._notes = True, {}
-        self._gpus.timed = True
+        self._time(True)
         try:
             with self._on_device():
                 self._note("start")
                 self.program.run(checked=False, reached=self._reached)
-                self._gpus.settle()
+                self._world.settle()
                 if self.device.is_gpu:
                     self._notes["update"].synchronize()
             return events(self._notes, self._begun, self._seconds)
         finally:
-            self._gpus.timed, self._notes = False, None
+            self._time(False)
+            self._notes = None
 
     def predict(self, images):
         """Return the scores of images; each rank passes all, and all get all."""
+        # Each has the whole network for that, and as many images: without one, nothing to run.
         ranks = self.grid.world
-        # A rank without an image would have nothing to run.
         count = max(len(images), ranks.size)
         padded = images[np.minimum(np.arange(count), len(images) - 1)]
-        own = super().predict(np.ascontiguousarray(padded[self.grid.share(count)]))
-        return gather(ranks, own, 0, self.grid.counts(count))[: len(images)]
+        parts = split(count, ranks.size)
+        own = super().predict(np.ascontiguousarray(padded[parts[ranks.rank]]))
+        counts = [part.stop - part.start for part in parts]
+        return gather(ranks, own, 0, counts)[: len(images)]
+
+    def state(self):
+        """Return what `Backend.state` says, of all ranks; all have to ask."""
+        found = super().state().items()
+        return {name: self._whole(parameter_of(name), array) for name, array in found}
+
+    def gradients(self):
+        """Return the last step's gradients by name, of all ranks; all have to ask."""
+        return {name: self._whole(name, array) for name, array in super().gradients().items()}
+
+    def _whole(self, name, array):
+        axis = self._shares.axes.get(name)
+        return array if axis is None else gather(self.grid.row, array, axis)
+
+    def _part(self, name, array):
+        axis = self._shares.axes.get(name)
+        return array if axis is None else own_part(self.grid.row, array, axis)
 
     def _reached(self, name):
         """Do what ranks do together where the program has come to."""
-        step, gpus = self._step, self._gpus
-        if self._reduction is None:
+        step = self._step
+        if self._reductions is None:
             flat = self.program.array(step.gradients)
-            self._reduction = Reduction(self._buckets, flat, gpus)
-        if name in step.gathers:
-            gpus.all_gather(*self._gathered(name))
+            self._reductions = [
+                Reduction(buckets, flat, self._gpus[group]) for group, buckets in self._buckets
+            ]
+        if name in step.talks:
+            self._say(step.talks[name])
         elif name == SUMS:
             self._note("backward")
-            self._reduction.finish()
+            for reduction in self._reductions:
+                reduction.finish()
+            self._level()
             self._note("wait")
         elif name == END:
             if self.batch_norm == "local":
-                gpus.all_reduce(self.program.array(step.statistics), "mean")
+                self._mean_statistics(self.program.array(step.statistics))
             self._note("update")
-            # Of a rank alone nothing was on its way.
-            self._begun = self._reduction.requests if gpus.size > 1 else ()
-            self._reduction = None
+            self._begun = [
+                request
+                for (group, _), reduction in zip(self._buckets, self._reductions, strict=True)
+                # Of a rank alone nothing was on its way.
+                if self._gpus[group].size > 1
+                for request in reduction.requests
+            ]
+            self._reductions = None
         elif name == LOSS:
             self._note("forward")
         else:
-            self._reduction.ready(name.removeprefix("ready "))
+            name = name.removeprefix("ready ")
+            for (_, buckets), reduction in zip(self._buckets, self._reductions, strict=True):
+                if name in buckets.places:
+                    reduction.ready(name)
 
-    def _gathered(self, name):
-        """Return this rank's array of a gather, and that of all."""
-        own, every = (self.program.array(each) for each in self._step.gathers[name])
-        return own, every.reshape(self._gpus.size, -1)
+    def _say(self, talk):
+        ranks = self._gpus[talk.group]
+        part = self.program.array(talk.part)[: talk.size]
+        every = self.program.array(talk.every)[: ranks.size * talk.size]
+        every = every.reshape(ranks.size, talk.size)
+        if talk.scatters:
+            ranks.reduce_scatter(every, part)
+        else:
+            ranks.all_gather(part, every)
+
+    def _level(self):
+        """Give all ranks of a row the bits of one, of what they all have but none else added up.
+
+        A column adds up for itself, and two may do so in two orders.
+        """
+        if self.grid.cut_from > 0:
+            return
+        flat = self.program.array(self._step.gradients)
+        for group, buckets in self._buckets:
+            if group == IMAGES:
+                for part in buckets.parts:
+                    self._gpus[ROW].broadcast(flat[part])
+
+    def _mean_statistics(self, flat):
+        """Make running statistics the mean over those who have the same of them."""
+        for group, run in self._step.running.runs(self._shares.group):
+            self._gpus[group].all_reduce(flat[run], "mean")
 
     def _warm_up(self):
         """Do once what ranks do together: NCCL connects them when it first does such a thing.
 
         Within a capture it could not.
         """
-        step, gpus = self._step, self._gpus
+        step = self._step
         flat = self.program.array(step.gradients)
         with self._on_device():
-            for part in self._buckets.parts:
-                gpus.all_reduce(flat[part])
-            for name in step.gathers:
-                gpus.all_gather(*self._gathered(name))
+            for group, buckets in self._buckets:
+                for part in buckets.parts:
+                    self._gpus[group].all_reduce(flat[part])
+            for talk in step.talks.values():
+                self._say(talk)
+            self._level()
             if self.batch_norm == "local":
-                gpus.all_reduce(flat[: step.statistics.size], "mean")
-            gpus.settle()
+                self._mean_statistics(flat)
+            self._world.settle()
         self._is_warm = True
+
+    def _time(self, timed):
+        for ranks in self._gpus.values():
+            ranks.timed = timed
 
     def _seconds(self, start, stop):
         if not self.device.is_gpu:
@@ -202,10 +294,15 @@ class RankedGpuBackend(GpuBackend):
             self._notes[what] = time.perf_counter()
 
 
-def _places(layout, network):
-    """Return where each gradient lies in a step's, in the order in which they become complete."""
-    starts = [slot.offset for slot in layout.slots.values()]
-    stops = dict(zip(layout.slots, [*starts[1:], layout.size], strict=True))
-    return {
-        name: slice(layout.slots[name].offset, stops[name]) for name in reversed(network.trained)
-    }
+def _check_vectors(network, axes, grid, precision):
+    """Raise ValueError unless transposed convolutions that are cut write whole vectors."""
+    least = 8 if precision == "bf16" else 4
+    for name, axis in axes.items():
+        channels = network.shapes[name][axis]
+        own = channels // grid.row.size
+        if axis == 1 and own % least:
+            raise ValueError(
+                f"{name} has {channels} output channels, {own} for each of {grid.row.size} GPUs, "
+                f"which take multiples of {least} in {precision}; take "
+                f"cut_from={grid.cut_from + 1}, fewer GPUs for a layer, or a wider network"
+            )

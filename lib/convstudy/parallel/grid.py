@@ -2,6 +2,7 @@
 """Who does what: ranks that share the images, and ranks that share the layers."""
 
 from convstudy.models.unet import LEVELS
+from convstudy.parallel.communicator import Alone
 from convstudy.parallel.cuts import split, whole
 
 # The deepest level has half of U-Net's weights and a fiftieth of its activations.
@@ -59,8 +60,8 @@ class Grid:
     def __init__(self, world, model=1, cut_from=CUT_FROM):
         check_grid(world.size, model, cut_from)
         self.world, self.cut_from = world, cut_from if model > 1 else LEVELS
-        self.row = world.split(world.rank // model)
-        self.column = world.split(world.rank % model)
+        self.row = _group(world, model, world.rank // model)
+        self.column = _group(world, world.size // model, world.rank % model)
         self.images = self.column if self.cut_from == 0 else world
 
     def counts(self, batch):
@@ -72,7 +73,7 @@ class Grid:
             If one would have none.
         """
         if batch < self.images.size:
-            what = "rows of ranks" if self.images is self.column else "ranks"
+            what = "rows of ranks" if self.cut_from == 0 else "ranks"
             raise ValueError(
                 f"a batch of {batch} images is too small for {self.images.size} {what}: each "
                 "needs an image; take fewer ranks, or a larger batch"
@@ -87,7 +88,14 @@ class Grid:
     def row_counts(self, batch):
         """Return how many images each rank of this row brings along; of all, they share layers."""
         counts = self.counts(batch)
-        if self.images is self.column:
+        if self.cut_from == 0:
             return [counts[self.column.rank]]
         first = self.world.rank - self.row.rank
         return counts[first : first + self.row.size]
+
+
+def _group(world, size, color):
+    """Return the communicator of `size` ranks: a new one where it is neither of all nor of one."""
+    if size == world.size:
+        return world
+    return world.split(color) if size > 1 else Alone()

@@ -18,6 +18,7 @@ from convstudy.parallel.communicator import (
     Request,
     check_operation,
 )
+from convstudy.problem import BFLOAT16
 
 PATIENCE_VARIABLE = "CONVSTUDY_PATIENCE_S"
 # A rank that waits asks again and again at first, and then after a pause.
@@ -75,11 +76,18 @@ class Mpi(Communicator):
     def all_gather(self, part, out):
         _check("all_gather", part, out)
         _check_parts("all_gather", out, part, self.size)
+        if part.dtype == BFLOAT16:  # which MPI does not know
+            part, out = part.view(np.uint16), out.view(np.uint16)
         self._request(self._comm.Iallgather(part, out), "all_gather").wait()
 
     def reduce_scatter(self, parts, out):
         _check("reduce_scatter", parts, out)
         _check_parts("reduce_scatter", parts, out, self.size)
+        if parts.dtype == BFLOAT16:
+            wide = np.empty(out.shape, np.float32)
+            self.reduce_scatter(parts.astype(np.float32), wide)
+            out[...] = wide
+            return
         begun = self._comm.Ireduce_scatter_block(parts, out, self._mpi.SUM)
         self._request(begun, "reduce_scatter").wait()
 

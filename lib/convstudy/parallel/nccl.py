@@ -65,12 +65,14 @@ class Nccl(Communicator):
         Of the processes, such as `Mpi`.
     device : Device
         This rank's GPU, which no other rank has.
+    whole : Nccl, optional
+        Of which this is a group.
 
     Attributes
     ----------
     device : Device
     beside : cupy.cuda.Stream
-        Where `start_all_reduce` does its work.
+        Where `start_all_reduce` does its work, and that of all groups of the same ranks.
     timed : bool
         Whether requests know when they began and ended; not within a graph.
 
@@ -82,14 +84,18 @@ class Nccl(Communicator):
 
     timed = False
 
-    def __init__(self, words, device):
+    def __init__(self, words, device, whole=None):
         self._cupy, self._nccl = words.together(modules)
         self.device, self._talk = device, words
         self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
         unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
         self._cupy.cuda.Device(device.index).use()
         self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
-        self.beside = self._cupy.cuda.Stream(non_blocking=True)
+        # Groups begin their sums one after the other, as every rank does: two at the same time
+        # could each have some of the GPUs, and wait for the rest.
+        self.beside = whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True)
+        self._all = whole._all if whole else []
+        self._all.append(self._opened)
 
     def start_all_reduce(self, array, operation="sum"):
         check_operation(operation)
@@ -130,7 +136,7 @@ class Nccl(Communicator):
         self._talk.barrier()
 
     def split(self, color):
-        return Nccl(self._talk.split(color), self.device)
+        return Nccl(self._talk.split(color), self.device, self)
 
     def abort(self, reason):
         self._talk.abort(reason)
@@ -164,7 +170,8 @@ class Nccl(Communicator):
 
     def _check(self):
         try:
-            self._opened.check_async_error()
+            for opened in self._all:
+                opened.check_async_error()
         except self._nccl.NcclError as error:
             raise RanksError(
                 f"rank {self.rank} of {self.size} has lost another one: {error}; "

@@ -140,7 +140,9 @@ def open_trainer(recipe, sharing, communicator, progress=None):
     grid = Grid(ranks, sharing.model, sharing.cut_from)
 
     rule = recipe.optimizer, dict(recipe.rule), recipe.clip or None
-    gpus = _gpus(ranks) if recipe.execution == "gpu" else None
+    gpus = None
+    if recipe.execution == "gpu":
+        gpus = Grid(_gpus(ranks), sharing.model, sharing.cut_from)
 
     def backend(network, size):
         if gpus is None:
@@ -177,11 +179,6 @@ def _gpus(ranks):
 
 
 def _check(recipe, sharing, ranks):
-    if recipe.execution == "gpu" and sharing.model > 1:
-        raise ValueError(
-            f"model={sharing.model}: GPUs share images, and no layers; take model=1, or "
-            "execution=cpu"
-        )
     check_grid(ranks, sharing.model, sharing.cut_from)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from convstudy.device import array_module, get_device
 from convstudy.program.capture import Replay
 from convstudy.program.inference import Inference
+from convstudy.program.shares import Shares
 from convstudy.program.training import Step
 from convstudy.train import flat, loss_nhwc
 from convstudy.train.backend import Backend, Outcome
@@ -59,8 +60,7 @@ class GpuBackend(Backend):
         network.check(np.zeros(self.shape, np.float32))
         rule = optimizer, dict(options or {}), clip
         self._make = lambda n, h, w: Step(
-            *(network, (n, network.n_channels, h, w), precision, *rule, self.device),
-            **self._sharing(),
+            *(network, (n, network.n_channels, h, w), precision, *rule, self.device, self._shares)
         )
         n, _, h, w = self.shape
         self._step = self._make(n, h, w)
@@ -73,13 +73,14 @@ class GpuBackend(Backend):
         self._counts = {k: a for k, a in state.items() if k.endswith("num_batches_tracked")}
         self._put_network(state)
 
-    # What ranks do otherwise, who have only some of the images.
+    # What ranks do otherwise, who have only some of the images, or of the network.
 
     _reached = None
+    _shares = Shares()
 
-    def _sharing(self):
-        """Return the options of `Step` that say who trains on the same batch."""
-        return {}
+    def _part(self, name, array):
+        """Return what is held here of a parameter, or of what the optimiser remembers of it."""
+        return array
 
     def step(self, images, masks, rate):
         self.load(images, masks, rate)
@@ -150,7 +151,7 @@ class GpuBackend(Backend):
             self._counts[name] = np.array(state[f"network.{name}"])
         for slot, buffer in self._step.slots.items():
             kept = {name: state[f"optimizer.{slot}.{name}"] for name in self.network.trained}
-            self._put(buffer, self._step.layout.pack(kept))
+            self._put(buffer, self._packed(self._step.layout, kept))
         self._put(self._step.steps, np.array([state["optimizer.steps"], 0]))
 
     def needs_bytes(self, n, h, w):
@@ -168,14 +169,16 @@ class GpuBackend(Backend):
 
     def _put_network(self, state):
         step = self._step
-        weights = step.layout.pack({name: state[name] for name in step.layout.slots})
+        weights = self._packed(step.layout, state)
         self._put(step.weights, weights)
         if step.operands is not step.weights:
             self._put(step.operands, weights)
         if step.running.size:
-            running = {name: state[name] for name in step.running.slots}
-            self._put(step.statistics, step.running.pack(running))
+            self._put(step.statistics, self._packed(step.running, state))
         self._is_new = True
+
+    def _packed(self, layout, state):
+        return layout.pack({name: self._part(name, state[name]) for name in layout.slots})
 
     def _put(self, buffer, values):
         values = np.ascontiguousarray(values, buffer.dtype).reshape(-1)

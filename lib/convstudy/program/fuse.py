@@ -133,6 +133,30 @@ class Head:
     bias: Parameter
 
 
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What the ranks of a row have of a value, made what each of them needs of it.
+
+    Attributes
+    ----------
+    x, y : Value
+    kind : str
+        `IMAGES`: each had images of its own, and gets those of all. The others had some channels
+        of all images: each gets all channels, of all images (`CHANNELS`) or of its own (`OWN`), or
+        of all for what every rank then does alike, gradients too (`REPLICATED`).
+    sides : tuple of int
+        The channels of x, those of each array that it was joined of.
+    """
+
+    function = "exchange"
+    IMAGES, CHANNELS, OWN, REPLICATED = "images", "channels", "own images", "replicated"
+
+    x: Value
+    y: Value
+    kind: str
+    sides: tuple[int, ...] = ()
+
+
 # The pooling that is made with a norm and ReLU.
 _HALVING = {"window": 2, "stride": 2, "padding": 0}
 
@@ -222,6 +246,7 @@ _START = {
     "upsample_bilinear": _alone(Enlargement),
     "pad_concat": _alone(Concatenation),
     "head": _alone(Head),
+    "exchange": _alone(Exchange),
 }
 
 

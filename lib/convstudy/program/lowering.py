@@ -28,6 +28,8 @@ class Lowering:
         A GPU, or the emulator.
     keeps_filters : bool
         Whether no run changes the filters that convolutions forward are given.
+    recorder : Recorder, optional
+        As of `trace`.
 
     Attributes
     ----------
@@ -36,7 +38,7 @@ class Lowering:
     lies : dict of Value to Tensor
     """
 
-    def __init__(self, network, shape, precision, device, keeps_filters=False):
+    def __init__(self, network, shape, precision, device, keeps_filters=False, recorder=None):
         if precision not in PRECISIONS:
             raise ValueError(
                 f"no precision {precision!r}; choose {' or '.join(map(repr, PRECISIONS))}"
@@ -45,7 +47,7 @@ class Lowering:
         self._constant = (1,) if keeps_filters else ()
         self.is_bf16 = precision == "bf16"
         self.dtype = BFLOAT16 if self.is_bf16 else np.dtype(np.float32)
-        self.trace = trace(network, shape)
+        self.trace = trace(network, shape, recorder)
         self.operations = fuse.fuse(self.trace)
         self.builder = Builder(device)
         self.lies = fuse.homes(self.operations, self.trace, self.builder, self.dtype)

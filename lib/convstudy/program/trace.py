@@ -66,15 +66,23 @@ class Trace:
         return self.uses.get(value, [])
 
 
-def trace(network, shape):
-    """Return the `Trace` of `network` for images of `shape` (N, C, H, W)."""
-    ops = _Recorder()
+def trace(network, shape, recorder=None):
+    """Return the `Trace` of `network` for images of `shape` (N, C, H, W).
+
+    Parameters
+    ----------
+    network : Network
+    shape : tuple of int
+    recorder : Recorder, optional
+        A new one, which writes down what it is asked for.
+    """
+    ops = recorder or Recorder()
     given = Value(tuple(shape))
     output = network.apply(given, ops)
     return Trace(tuple(ops.calls), given, output)
 
 
-class _Recorder(Ops):
+class Recorder(Ops):
     """An `Ops` that computes shapes, and remembers who asked for what."""
 
     name = "trace"

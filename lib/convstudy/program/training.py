@@ -9,12 +9,20 @@ import numpy as np
 
 from convstudy.conv.algorithm import count_tiles
 from convstudy.conv.epilogue import PLAIN, Epilogue, Source
-from convstudy.nn import head_nhwc, norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc
+from convstudy.nn import (
+    channels_nhwc,
+    head_nhwc,
+    norm_nhwc,
+    pool_nhwc,
+    relu_nhwc,
+    upsample_nhwc,
+)
 from convstudy.nn.pixels import part_rows
 from convstudy.nn.transpose import launch_transpose
 from convstudy.program import fuse
 from convstudy.program.lowering import Lowering
 from convstudy.program.program import Buffer, Tensor
+from convstudy.program.shares import IMAGES, ROW, Shares
 from convstudy.program.weights import Layout
 from convstudy.train import flat, loss_nhwc
 from convstudy.train.optimizers import OPTIMIZERS
@@ -38,6 +46,29 @@ class _Kept:
     factors: Buffer
 
 
+@dataclass(frozen=True, eq=False)
+class Talk:
+    """What ranks say to each other at a mark: the parts of all, one rank's after the other's.
+
+    Attributes
+    ----------
+    group : str
+        Who: one of those that `Shares` names.
+    scatters : bool
+        Whether each gets the ranks' sum of its own part; else each gets the parts of all.
+    part, every : Buffer or (Buffer, int)
+        One part, and those of all ranks, or from which number on.
+    size : int
+        Numbers of a part.
+    """
+
+    group: str
+    scatters: bool
+    part: object
+    every: object
+    size: int
+
+
 class Step:
     """A training step for batches of one shape, in one precision.
 
@@ -55,11 +86,10 @@ class Step:
     clip : float or None
         The most that the norm of all gradients may be.
     device : Device
-    ranks : int
-        Who trains on one batch together, each with a step like this one and images of its own.
-        The loss is that of them all, and gradients are what these images add to it.
-    synchronised : bool
-        Whether norms take the statistics of all ranks' images, or each of its own.
+    shares : Shares
+        Who trains on one batch together, each with a step like this one. The loss is that of them
+        all, and gradients are what this rank's images add to it; of layers that are cut, the whole
+        row's images to this rank's parameters.
 
     Attributes
     ----------
@@ -67,9 +97,8 @@ class Step:
         At the mark ``ready <name>`` the gradient of that parameter is complete; at `SUMS` all
         are, and from there on they are taken for the sums over all ranks. Forward ends at `LOSS`,
         and all at `END`.
-    gathers : dict of str to (Buffer, Buffer)
-        By mark, what each rank has there, and where it is taken to have come from all, in their
-        order, when the program goes on.
+    talks : dict of str to Talk
+        By mark, what is taken to have been said when the program goes on.
     layout, running : Layout
         Of the trained parameters, and of the norms' running statistics.
     weights, gradients, statistics : Buffer
@@ -92,18 +121,23 @@ class Step:
         options,
         clip,
         device,
-        ranks=1,
-        synchronised=True,
+        shares=None,
     ):
-        low = self._low = Lowering(network, shape, precision, device)
+        shares = self.shares = shares or Shares()
+        recorder = shares.recorder(shape[0])
+        low = self._low = Lowering(network, shape, precision, device, recorder=recorder)
         builder = self._builder = low.builder
         self.images = low.images
         self.layout = Layout(
-            {name: network.shapes[name] for name in network.trained},
+            {name: shares.shape(name, network.shapes[name]) for name in network.trained},
             {op.w.name: op.shape for op in low.operations if isinstance(op, fuse.Linear)},
         )
         self.running = Layout(
-            {name: each for name, each in network.shapes.items() if "running_" in name}
+            {
+                name: shares.shape(name, each)
+                for name, each in network.shapes.items()
+                if "running_" in name
+            }
         )
         self.weights = builder.buffer(self.layout.size, kept=True)
         self.gradients = builder.buffer(self.layout.size, kept=True)
@@ -117,8 +151,7 @@ class Step:
         self.loss = builder.buffer(loss_nhwc.LOSS_SIZE, kept=True)
         self._dtype = low.dtype.name
         self._kept, self._arrives, self._sums = {}, defaultdict(list), {}
-        self.ranks, self.gathers = ranks, {}
-        self._together = ranks if synchronised else 1
+        self.talks = {}
 
         for operation in low.operations:
             builder.function = operation.function
@@ -160,21 +193,27 @@ class Step:
         rows = part_rows(count, channels, self._dtype, self._low.device)
         return rows, math.ceil(count / rows)
 
-    def _even_rows(self, count, channels):
+    def _even_rows(self, count, channels, together):
         """Return the same, of parts that are as large on every rank: the last one, too."""
         rows, _ = self._rows(count, channels)
-        if self._together > 1:
+        if together > 1:
             rows = next((each for each in range(rows, count) if count % each == 0), count)
         return rows, math.ceil(count / rows)
 
-    def _gathered(self, parts, ranks):
-        """Return where the parts of so many ranks come to lie, one rank's after the other's."""
+    def _say(self, group, part, every, size, scatters=False):
+        """Have the ranks of a group say something here."""
+        name = f"talk {len(self.talks)}"
+        buffers = (each[0] if isinstance(each, tuple) else each for each in (part, every))
+        self._builder.mark(name, *buffers)
+        self.talks[name] = Talk(group, scatters, part, every, size)
+
+    def _gathered(self, parts, group):
+        """Return where the parts of a group's ranks come to lie, one rank's after the other's."""
+        ranks = self.shares.size(group)
         if ranks == 1:
             return parts
         every = self._builder.buffer(ranks * parts.size)
-        name = f"gather {len(self.gathers)}"
-        self._builder.mark(name, parts, every)
-        self.gathers[name] = parts, every
+        self._say(group, parts, every, parts.size)
         return every
 
     # ---- forward ---------------------------------------------------------------------------------
@@ -196,7 +235,7 @@ class Step:
             self._builder.buffer(2 * k),
             self._builder.buffer(2 * k),
         )
-        tiles = self._tiles_with_statistics(problem)
+        tiles = self._tiles_with_statistics(op, problem)
         taken = [self._builder.buffer(tiles * (2 * k + 1))] if tiles else []
         epilogue = Epilogue(statistics=tiles > 0)
         low.convolve("fprop", problem, *given, kept.y, *taken, epilogue=epilogue)
@@ -211,7 +250,8 @@ class Step:
             "pitch_y": z.pitch,
             "pitch_pooled": pooled.pitch if pooled else None,
         }
-        if self._are_small(z.shape):
+        together = self.shares.together(weight.name)
+        if self._are_small(op):
             launch = norm_nhwc.launch_norm_whole(
                 z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
             )
@@ -221,12 +261,13 @@ class Step:
             launch = norm_nhwc.launch_counted_statistics(z.pixels, k, tiles, op.eps, _MOMENTUM)
             run(launch, *taken, *own)
         else:
-            rows, count = self._even_rows(z.pixels, k)
+            rows, count = self._even_rows(z.pixels, k, together)
             parts = self._builder.buffer(count * 2 * k)
             run(norm_nhwc.launch_statistics_parts(z.shape, self._dtype, rows), kept.y, parts)
-            every, pixels = self._gathered(parts, self._together), self._together * z.pixels
-            launch = norm_nhwc.launch_statistics(pixels, k, rows, op.eps, _MOMENTUM)
-            run(launch, every, *own)
+            if together > 1:
+                parts = self._gathered(parts, self.shares.group(weight.name))
+            launch = norm_nhwc.launch_statistics(together * z.pixels, k, rows, op.eps, _MOMENTUM)
+            run(launch, parts, *own)
         if not self._is_made_by_head(op):
             launch = norm_nhwc.launch_norm(z.shape, self._dtype, **options)
             run(launch, kept.y, kept.factors, residual, z, pooled)
@@ -241,20 +282,22 @@ class Step:
         if op.y is self._low.trace.output:
             self._logits = self._low.lies[op.y]
 
-    def _tiles_with_statistics(self, problem):
+    def _tiles_with_statistics(self, op, problem):
         """Return of how many tiles the convolution writes a norm's statistics, or 0 for none.
 
         None where it writes little, and where other ranks have more of the norm's pixels: the
         parts of theirs come without how many pixels they have.
         """
         size = math.prod(problem.y_shape) * problem.itemsize
-        if self._together > 1 or size < _MANY_BYTES or self._are_small(problem.y_shape):
+        alone = self.shares.together(op.norm[0].name) == 1
+        if not alone or size < _MANY_BYTES or self._are_small(op):
             return 0
         return count_tiles(problem, self._low.device)
 
-    def _are_small(self, shape):
+    def _are_small(self, op):
         """Whether one launch does a whole norm, which has no place for what others have."""
-        return self._together == 1 and norm_nhwc.are_small(shape)
+        alone = self.shares.together(op.norm[0].name) == 1
+        return alone and norm_nhwc.are_small(self._low.lies[op.y].shape)
 
     def _is_made_by_head(self, op):
         """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
@@ -264,7 +307,7 @@ class Step:
             if op.y in (getattr(each, "x", None), getattr(each, "skip", None))
         ]
         alone = [type(each) for each in takers] == [fuse.Head]
-        return alone and op.relu and not self._are_small(self._low.lies[op.y].shape)
+        return alone and op.relu and not self._are_small(op)
 
     def _norm_before(self, head):
         """Return what the convolution before the head has kept, if the head makes its output."""
@@ -294,6 +337,33 @@ class Step:
         own = map(self._weight, (op.w, op.bias))
         self._builder.run(launch, read, factors, *own, self._logits)
 
+    def _exchange(self, op):
+        x, y = self._low.lies[op.x], self._low.lies[op.y]
+        if op.kind == op.IMAGES:
+            # Images lie one rank's after the other's already.
+            self._say(ROW, x.buffer, y.buffer, x.buffer.size)
+            return
+        every = self._builder.buffer(self.shares.row * x.buffer.size, x.dtype)
+        self._say(ROW, x.buffer, every, x.buffer.size)
+        first = self.shares.rank * y.pixels * x.pitch if op.kind == op.OWN else 0
+        for launch, apart, joined in self._sides(op, y, x.buffer.size, is_back=False):
+            self._builder.run(launch, (every, first + apart), (y.buffer, joined))
+
+    def _sides(self, op, joined, size, is_back):
+        """Yield what moves each side of an exchange, and where it begins apart, and joined.
+
+        Apart, every rank has a part of `size` numbers; joined, it is in each pixel of a tensor.
+        """
+        ranks, pitch, at = self.shares.row, sum(op.sides), 0
+        for side in op.sides:
+            steps = [(pitch, size), (joined.pitch, side)]
+            launch = channels_nhwc.launch_blocks(
+                *((*joined.shape[:3], side), self._dtype, ranks),
+                *(reversed(steps) if is_back else steps),
+            )
+            yield launch, at, ranks * at
+            at += side
+
     def _take_loss(self):
         run = self._builder.run
         n, classes, *size = self._low.trace.output.shape
@@ -301,18 +371,18 @@ class Step:
         if not size:
             # Of the images' classes; the gradient takes the place of the logits.
             parts = self._builder.buffer(3 * n)
-            every = self.ranks * n
+            every = self.shares.images * n
             launch = loss_nhwc.launch_entropy(n, classes, self._dtype, every)
             run(launch, self._logits, self.masks, self._logits, parts)
-            run(loss_nhwc.launch_loss(every, every), self._gathered(parts, self.ranks), self.loss)
+            run(loss_nhwc.launch_loss(every, every), self._gathered(parts, IMAGES), self.loss)
             self._arrives[self._low.trace.output] = [self._logits]
             return
         rows, count = self._rows(pixels, classes)
         parts = self._builder.buffer(3 * count)
         given = self._logits, self.masks
         run(loss_nhwc.launch_loss_parts(pixels, classes, rows, "int32"), *given, parts)
-        every = self._gathered(parts, self.ranks)
-        run(loss_nhwc.launch_loss(self.ranks * pixels, self.ranks * count), every, self.loss)
+        ranks, every = self.shares.images, self._gathered(parts, IMAGES)
+        run(loss_nhwc.launch_loss(ranks * pixels, ranks * count), every, self.loss)
         launch = loss_nhwc.launch_loss_dgrad(pixels, classes, "int32")
         run(launch, *given, self.loss, self._logits)
 
@@ -417,7 +487,7 @@ class Step:
         weight, bias, _, _ = op.norm
         own = self._gradient(weight), self._gradient(bias)
         # The gradient of y takes y's place: nobody reads that any more.
-        if self._are_small(y.shape):
+        if self._are_small(op):
             launch = norm_nhwc.launch_norm_dgrad_whole(y.shape, self._dtype, **options, **pitches)
             run(launch, dz, dpooled, y, kept.factors, kept.statistics, *own, y)
         else:
@@ -426,11 +496,13 @@ class Step:
             given = kept.statistics, kept.factors
             launch = norm_nhwc.launch_norm_dgrad_sums(y.pixels, k, count)
             run(launch, parts, *given, *own, coefficients)
-            if self._together > 1:
+            together = self.shares.together(weight.name)
+            if together > 1:
                 # The norm's own gradients are of these images, as all are; what the statistics
                 # take back is of all ranks' images, and its other sums are of no use.
-                every, sums = self._gathered(parts, self._together), self._builder.buffer(2 * k)
-                pixels, count = self._together * y.pixels, self._together * count
+                every = self._gathered(parts, self.shares.group(weight.name))
+                sums = self._builder.buffer(2 * k)
+                pixels, count = together * y.pixels, together * count
                 launch = norm_nhwc.launch_norm_dgrad_sums(pixels, k, count)
                 run(launch, every, *given, sums, (sums, k), coefficients)
             if op in self._sums:
@@ -526,6 +598,24 @@ class Step:
                 return whole.part((first, other.x.shape[1])), other.corner
         return self._arrived(op.y), (0, 0)
 
+    def _back_through_exchange(self, op):
+        x, dy, row = self._low.lies[op.x], self._arrived(op.y), self.shares.row
+        own = self.shares.rank * x.shape[3], x.shape[3]
+        if op.kind == op.REPLICATED:
+            self._arrives[op.x].append(dy.part(own))
+        elif op.kind == op.OWN:
+            n, h, w, c = dy.shape
+            every = self._builder.tensor((row * n, h, w, c), dy.dtype)
+            self._say(ROW, dy.buffer, every.buffer, dy.buffer.size)
+            self._arrives[op.x].append(every.part(own))
+        else:
+            dx, parts = self._arriving(op.x).buffer, dy.buffer
+            if op.kind == op.CHANNELS:
+                parts = self._builder.buffer(row * dx.size, dx.dtype)
+                for launch, apart, joined in self._sides(op, dy, dx.size, is_back=True):
+                    self._builder.run(launch, (dy.buffer, joined), (parts, apart))
+            self._say(ROW, dx, parts, dx.size, scatters=True)
+
     # ---- the optimiser's step --------------------------------------------------------------------
     def _optimise(self, name, options, clip):
         run, size = self._builder.run, self.layout.size
@@ -533,11 +623,9 @@ class Step:
         self.slots = {slot: self._builder.buffer(size, kept=True) for slot in rule.slots}
         self.control = self._builder.buffer(len(flat.CONTROL), kept=True)
         self.steps = self._builder.buffer(len(flat.STEPS), np.int32, kept=True)
-        parts = flat.norm_parts(size, self._low.device)
-        sums = self._builder.buffer(parts)
-        run(flat.launch_norm_parts(size, parts), self.gradients, sums)
+        sums = self._squares()
         betas = tuple(rule.options.get(beta, 0.0) for beta in ("beta1", "beta2"))
-        launch = flat.launch_begin(parts, math.inf if clip is None else clip, betas)
+        launch = flat.launch_begin(sums.size, math.inf if clip is None else clip, betas)
         run(launch, sums, self.control, self.steps)
         copy = self._operands if self._low.is_bf16 else None
         slots = [*self.slots.values()] or [None]
@@ -545,6 +633,23 @@ class Step:
             slots.append(None)
         launch = flat.launch_step(name, size, rule.options, copy is not None)
         run(launch, self.weights, self.gradients, *slots, copy, self.control)
+
+    def _squares(self):
+        """Return sums of squares of all gradients, of each once: also of those that others have."""
+        shares, found = self.shares, []
+        for is_cut, run in self.layout.runs(shares.axes.__contains__):
+            size = run.stop - run.start
+            found.append((is_cut, run.start, size, flat.norm_parts(size, self._low.device)))
+        sums = self._builder.buffer(sum(n * (shares.row if cut else 1) for cut, *_, n in found))
+        at = 0
+        for is_cut, start, size, count in found:
+            own = (self._builder.buffer(count), 0) if is_cut else (sums, at)
+            launch = flat.launch_norm_parts(size, count)
+            self._builder.run(launch, (self.gradients, start), own)
+            if is_cut:
+                self._say(ROW, own, (sums, at), count)
+            at += count * (shares.row if is_cut else 1)
+        return sums
 
 
 _FORWARD = {
@@ -555,6 +660,7 @@ _FORWARD = {
     fuse.Linear: Step._linear,
     fuse.Concatenation: lambda self, op: None,
     fuse.Head: Step._head,
+    fuse.Exchange: Step._exchange,
 }
 _BACKWARD = {
     fuse.Convolution: Step._back_through_convolution,
@@ -564,4 +670,5 @@ _BACKWARD = {
     fuse.Linear: Step._back_through_linear,
     fuse.Concatenation: Step._back_through_concatenation,
     fuse.Head: Step._back_through_head,
+    fuse.Exchange: Step._back_through_exchange,
 }

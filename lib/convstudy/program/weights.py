@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """All parameters of a network in one array, each as the kernels take it."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -51,6 +52,26 @@ class Layout:
             lying = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
             self.slots[name] = Slot(self.size, lying)
             self.size += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+
+    @property
+    def places(self):
+        """Where each lies, by name, with the zeros behind it."""
+        starts = [slot.offset for slot in self.slots.values()]
+        return dict(zip(self.slots, map(slice, starts, [*starts[1:], self.size]), strict=True))
+
+    def runs(self, kind):
+        """Return [(kind, slice), ...]: neighbours of which ``kind(name)`` says the same, in order.
+
+        Examples
+        --------
+        >>> Layout({"a": (40,), "b": (2, 2), "c": (5,)}).runs(lambda name: name == "a")
+        [(True, slice(0, 64, None)), (False, slice(64, 128, None))]
+        """
+        places = self.places
+        groups = [(each, list(names)) for each, names in itertools.groupby(places, kind)]
+        return [
+            (each, slice(places[names[0]].start, places[names[-1]].stop)) for each, names in groups
+        ]
 
     def pack(self, state):
         """Return the float32 array of all parameters of `state`, by name."""

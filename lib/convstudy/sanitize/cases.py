@@ -21,6 +21,7 @@ from convstudy.device import EMULATOR, array_module
 from convstudy.models.unet import UNet
 from convstudy.nn import (
     add_nhwc,
+    channels_nhwc,
     head_nhwc,
     images_nhwc,
     norm_nhwc,
@@ -318,6 +319,10 @@ def _alone():
             draw((2, 7, 7, 20), shape),
         ),
         "residual sum": (add_nhwc.launch_add(shape, "float32", True), draw(shape, shape, shape)),
+        "channels of ranks": (
+            channels_nhwc.launch_blocks(shape, "float32", 2, (20, 2 * 9 * 13 * 20), (40, 20)),
+            draw((2, *shape), (2, 9, 13, 40)),
+        ),
         "loss of classes": (
             loss_nhwc.launch_entropy(18, 117, "float32"),
             (*draw((18, 117)), rng.integers(0, 117, 18, np.int32), *draw((18, 117), (18, 3))),

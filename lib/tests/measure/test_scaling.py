@@ -8,6 +8,7 @@ import pytest
 
 from convstudy.device import EMULATOR, devices
 from convstudy.measure import ranked
+from convstudy.measure.suites import scaling
 from convstudy.measure.suites.scaling import SUITE
 from convstudy.records import validate_result
 
@@ -28,6 +29,14 @@ def test_cases_are_whole_results():
             assert row["labels"]["gpus"] == 2
             assert min(row["samples_s"]) > 0
     assert {event["gpu"] for event in found[0]["values"]["events"]} == {0, 1}
+
+
+def test_gpus_share_layers_too_where_there_are_enough(monkeypatch):
+    monkeypatch.setattr(scaling, "devices", lambda: (EMULATOR,) * 4)
+    found = [case for case in SUITE.cases(SUITE.options) if case.labels["model"] == 2]
+    names = [f"training/{p}/{n} ranks/model 2 from" for n in (2, 4) for p in ("tf32", "bf16")]
+    assert [case.name for case in found] == [f"{name} {cut}" for name in names for cut in (4, 2)]
+    assert {case.labels["processor"] for case in found} == {"gpu"}
 
 
 def test_as_many_images_as_were_asked_for_are_shared():

@@ -2,6 +2,7 @@
 """All kernels on NHWC arrays and of training: whose they are, their launches, their registers."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from convstudy import compile
 from convstudy.device import EMULATOR
 from convstudy.nn import (
     add_nhwc,
+    channels_nhwc,
     head_nhwc,
     images_nhwc,
     norm_nhwc,
@@ -24,7 +26,7 @@ from convstudy.train import flat, loss_nhwc
 
 MODULES = (
     *(norm_nhwc, pool_nhwc, relu_nhwc, upsample_nhwc, head_nhwc, images_nhwc),
-    *(loss_nhwc, flat, transpose, add_nhwc),
+    *(loss_nhwc, flat, transpose, add_nhwc, channels_nhwc),
 )
 KERNELS = [kernel for module in MODULES for kernel in module.KERNELS]
 
@@ -54,6 +56,7 @@ LAUNCHES = [
     pool_nhwc.launch_average_windows(LARGE, "bfloat16", 7),
     pool_nhwc.launch_average_windows_dgrad(LARGE, "bfloat16", 7),
     add_nhwc.launch_add(LARGE, "bfloat16", relu=True),
+    channels_nhwc.launch_blocks(LARGE, "bfloat16", 2, (64, PIXELS * 64), (128, 64)),
     relu_nhwc.launch_relu_dgrad(LARGE, "bfloat16", add=True),
     relu_nhwc.launch_bias_wgrad_parts(LARGE, "bfloat16", 768, relu=True),
     relu_nhwc.launch_sums(512, 130, 128),
@@ -179,3 +182,22 @@ def test_a_transpose_is_one(shape, dtype, rng):
     y = np.full(shape[::-1], np.nan, dtype)
     transpose.launch_transpose(*shape, dtype).run(EMULATOR, (x, y))
     np.testing.assert_array_equal(y, x.T)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("c", "before"), [(8, 0), (8, 8), (3, 2)])
+def test_channels_of_ranks_are_put_together_and_apart(c, before, dtype, rng):
+    """Each rank has some channels more, of an array that was joined before this one."""
+    ranks, shape = 3, (2, 5, 7)
+    blocks = rng.standard_normal((ranks, *shape, before + c), np.float32).astype(dtype)
+    apart = before + c, math.prod(shape) * (before + c)
+    joined = ranks * c, c
+    whole = np.full((*shape, ranks * c), np.nan, dtype)
+    launch = channels_nhwc.launch_blocks((*shape, c), dtype, ranks, apart, joined)
+    launch.run(EMULATOR, (pixels.from_channel(blocks, before), whole))
+    np.testing.assert_array_equal(whole, np.concatenate(list(blocks[..., before:]), axis=-1))
+    back = np.full_like(blocks, np.nan)
+    launch = channels_nhwc.launch_blocks((*shape, c), dtype, ranks, joined, apart)
+    launch.run(EMULATOR, (whole, pixels.from_channel(back, before)))
+    np.testing.assert_array_equal(back[..., before:], blocks[..., before:])
+    assert np.isnan(back[..., :before].astype(np.float32)).all()

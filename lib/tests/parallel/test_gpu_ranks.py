@@ -2,7 +2,11 @@
 """Ranks that are GPUs: what NCCL does, and that the captured step is that of one GPU."""
 
 import csv
+import json
+import os
+from pathlib import Path
 
+import gpu_rank_cases
 import numpy as np
 import pytest
 
@@ -12,6 +16,7 @@ from convstudy.parallel import launch
 from convstudy.parallel.communicator import Alone
 from convstudy.parallel.gpu import RankedGpuBackend
 from convstudy.parallel.grid import Grid
+from convstudy.parallel.mpi import PATIENCE_VARIABLE
 from convstudy.parallel.nccl import Nccl, own_gpu
 from convstudy.program.backend import GpuBackend
 
@@ -39,6 +44,32 @@ def test_numpy_is_for_mpi():
         _pointer([1.0])
 
 
+@pytest.mark.parametrize("case", gpu_rank_cases.CASES)
+def test_emulated_gpus_share_layers(case):
+    check(case, "emulator")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [name for name in gpu_rank_cases.CASES if "those_of_one" in name])
+def test_ranks_on_one_gpu_share_layers(case):
+    check(case, "gpu")
+
+
+def check(case, where):
+    ranks, *_ = gpu_rank_cases.CASES[case]
+    program = Path(gpu_rank_cases.__file__)
+    found = [str(program.parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        PATIENCE_VARIABLE: "120",
+        "PYTHONPATH": os.pathsep.join(filter(None, found)),
+        gpu_rank_cases.WHERE: where,
+    }
+    done = launch.run_ranks(ranks, str(program), case, timeout_s=300, environment=environment)
+    assert done.returncode == 0, done.stderr
+    fault = json.loads(done.stdout)[case]
+    assert fault is None, fault
+
+
 @pytest.mark.gpu
 def test_nccl_of_one_changes_nothing(one):
     cupy = array_module(one.device)
@@ -63,7 +94,7 @@ def test_a_captured_step_on_one_rank_has_the_bits_of_one_gpu(one, precision, bat
     network = UNet.initialised(0, width=16)
     alone = GpuBackend(network, SHAPE, precision, clip=0.5)
     ranked = RankedGpuBackend(
-        *(network, Grid(Alone()), one, SHAPE, precision),
+        *(network, Grid(Alone()), Grid(one), SHAPE, precision),
         clip=0.5,
         batch_norm=batch_norm,
         bucket_bytes=2**16,
@@ -78,13 +109,24 @@ def test_a_captured_step_on_one_rank_has_the_bits_of_one_gpu(one, precision, bat
 
 
 @pytest.mark.gpu
-def test_two_gpus_train_as_one_does(tmp_path):
-    if len(devices()) < 2:
-        pytest.skip("it needs 2 GPUs")
+@pytest.mark.parametrize(
+    ("count", "sharing"),
+    [
+        (2, ()),
+        (2, ("model=2",)),
+        (2, ("model=2", "cut_from=2")),
+        (2, ("model=2", "cut_from=0")),
+        (4, ("model=2", "cut_from=3")),
+    ],
+)
+def test_several_gpus_train_as_one_does(count, sharing, tmp_path):
+    if len(devices()) < count:
+        pytest.skip(f"it needs {count} GPUs")
     losses = []
-    for ranks in (1, 2):
+    for ranks in (1, count):
         folder = tmp_path / str(ranks)
         words = ("size=32x48", "width=16", "composites=16", "held_out=4", "batch=8", "steps=6")
+        words += sharing if ranks > 1 else ()
         done = launch.run_ranks(
             ranks, "-m", "convstudy", "train", f"folder={folder}", "execution=gpu", *words
         )

@@ -152,7 +152,12 @@ def test_groups_of_ranks_have_their_own(stand_in):
     half = ranks.split(1)
     assert half is not ranks
     assert (half.rank, half.size, half.device) == (0, 1, ranks.device)
+    assert half.beside is ranks.beside
     ranks.barrier()
     assert ranks.exchange("word") == ["word"]
     with pytest.raises(SystemExit, match="enough"):
         ranks.abort("enough")
+    stand_in.lost = stand_in.still = True
+    ranks.split(2)
+    with pytest.raises(RanksError, match="has lost another one"):  # of a group: all give up
+        ranks.settle()

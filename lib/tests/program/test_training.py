@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from taped import check_gradients, network_of, truth
 
 from convstudy import tolerance
 from convstudy.conv import algorithm
@@ -18,53 +19,16 @@ from convstudy.program import training
 from convstudy.program.backend import GpuBackend
 from convstudy.program.training import Step
 from convstudy.train.backend import CpuBackend
-from convstudy.train.losses import cross_entropy, cross_entropy_dice
+from convstudy.train.losses import cross_entropy
 
 # The smallest level has 2 x 2 pixels: of fewer, batch norm makes nearly nothing but rounding.
 SHAPE = (2, 3, 35, 34)
-
-
-def network_of(width=8, **options):
-    network = UNet.initialised(0, width=width, **options)
-    network.randomise_statistics(1)
-    return network
 
 
 def batch_of(shape=SHAPE, seed=0):
     rng = np.random.default_rng(seed)
     n, _, h, w = shape
     return rng.random(shape, np.float32), rng.integers(0, 2, (n, h, w))
-
-
-def truth(network, images, masks):
-    """Return loss and gradients in float64, by the tape."""
-    tape = TapeOps(ReferenceOps())
-    network.place(tape)
-    logits = network.apply(images.astype(np.float64), tape)
-    loss, dlogits, _ = cross_entropy_dice(logits, masks)
-    return loss, tape.backward(dlogits)
-
-
-def terms_of(network):
-    """A gradient has gone through every layer, there and back, and through a sum over pixels."""
-    return [count for count in network.terms() for _ in range(3)]
-
-
-def check_gradients(network, actual, expected, precision):
-    if precision == "fp32":
-        # Of so few values none is so near zero that a ReLU takes it for another.
-        limit = tolerance.tolerance(np.float32, *terms_of(network))
-    else:
-        limit = tolerance.gradient_tolerance(np.float32, *network.terms(), precision=precision)
-    sizes = {name: np.linalg.norm(each) for name, each in expected.items()}
-    errors = {name: np.linalg.norm(actual[name] - each) for name, each in expected.items()}
-    whole = np.linalg.norm(list(sizes.values()))
-    assert np.linalg.norm(list(errors.values())) <= limit * whole
-    # In bf16 a ReLU here and there is on where it should be off, and one layer's gradient, of so
-    # few pixels, suffers: all together have to agree. In fp32 each has to.
-    least = 1e-2 if precision == "fp32" else 1.0
-    for name, error in errors.items():
-        assert error <= limit * max(sizes[name], least * whole), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -4,6 +4,7 @@
 Without a GPU the same code runs on CPU ranks, on a narrower network: then "gpus" counts ranks.
 """
 
+import itertools
 import os
 
 from convstudy.device import CPU, devices
@@ -36,9 +37,9 @@ def cases(options):
             yield _case("timeline", precision, count, options)
         if count > 1:
             yield _case("links", "fp32", count, options)
-        if count > 1 and not on_gpu:
-            for cut_from in (CUT_FROM, CUT_FROM - 2):
-                yield _case("training", "fp32", count, options, 2, cut_from)
+        if count % 2 == 0:
+            for precision, cut_from in itertools.product(precisions, (CUT_FROM, CUT_FROM - 2)):
+                yield _case("training", precision, count, options, 2, cut_from)
 
 
 def _counts(text):
