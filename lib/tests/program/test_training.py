@@ -17,6 +17,7 @@ from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
 from convstudy.program import training
 from convstudy.program.backend import GpuBackend
+from convstudy.program.shares import Shares
 from convstudy.program.training import Step
 from convstudy.train.backend import CpuBackend
 from convstudy.train.losses import cross_entropy
@@ -145,7 +146,8 @@ def test_norms_of_all_ranks_take_statistics_in_a_pass(prefer):
     network = Shallow.initialised(0, 64)
 
     def written(ranks, synchronised):
-        rule = "sgd", {}, None, EMULATOR, ranks, synchronised
+        shares = Shares(images=ranks, synchronised=synchronised)
+        rule = "sgd", {}, None, EMULATOR, shares
         return len(writing(Step(network, SHALLOW_SHAPE, "bf16", *rule).program))
 
     assert written(2, True) == 0
