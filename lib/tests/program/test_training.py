@@ -67,6 +67,11 @@ WITH_STATISTICS = [
 ]
 
 
+def from_bytes(monkeypatch, count):
+    """Have convolutions that write so much take statistics, in whatever precision."""
+    monkeypatch.setattr(training, "_MANY_BYTES", dict.fromkeys(training._MANY_BYTES, count))
+
+
 @pytest.fixture
 def prefer(monkeypatch):
     """Has convolutions take statistics, however small, and a kernel for them where it can be."""
@@ -88,7 +93,7 @@ def prefer(monkeypatch):
         found = best(kernel, problem, device)
         return found._replace(splits=1) if "fprop" in kernel else found
 
-    monkeypatch.setattr(training, "_MANY_BYTES", 0)
+    from_bytes(monkeypatch, 0)
     monkeypatch.setattr(norm_nhwc, "_FEW_PIXELS", 0)
     yield preferring
     monkeypatch.undo()
@@ -128,7 +133,7 @@ def test_convolutions_that_take_statistics_change_no_gradient(kernel, precision,
 def test_statistics_are_a_passs_own(prefer, monkeypatch):
     prefer("conv2d_fprop_11_halo")
     *_, ours = shallow("tf32", 32)
-    monkeypatch.setattr(training, "_MANY_BYTES", 2**40)
+    from_bytes(monkeypatch, 2**40)
     *_, other = shallow("tf32", 32)
     assert not writing(other.program)
     assert len(ours.program.steps) == len(other.program.steps) - 5
@@ -157,7 +162,7 @@ def test_norms_of_all_ranks_take_statistics_in_a_pass(prefer):
 def test_little_is_read_again(prefer, monkeypatch):
     prefer("conv2d_fprop_11_halo")
     # What the first level writes, and the second: (2, 19, 21) and (2, 9, 10) pixels.
-    monkeypatch.setattr(training, "_MANY_BYTES", 2 * 19 * 21 * 64 * 2)
+    from_bytes(monkeypatch, 2 * 19 * 21 * 64 * 2)
     network = Shallow.initialised(0, 64)
     step = Step(network, SHALLOW_SHAPE, "bf16", "sgd", {}, None, EMULATOR)
     assert len(writing(step.program)) == 3
@@ -301,9 +306,9 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("bilinear", [False, True])
-@pytest.mark.parametrize("many_bytes", [0, training._MANY_BYTES])
+@pytest.mark.parametrize("many_bytes", [0, 2**40])
 def test_gradients_are_the_tapes_on_the_gpu(precision, bilinear, many_bytes, monkeypatch):
-    monkeypatch.setattr(training, "_MANY_BYTES", many_bytes)
+    from_bytes(monkeypatch, many_bytes)
     network, shape = network_of(width=64, bilinear=bilinear), (2, 3, 49, 66)
     images, masks = batch_of(shape)
     backend = GpuBackend(network, shape, precision, device=devices()[0])
