@@ -127,23 +127,31 @@ def _pass(which, problem, x, w, dy):
     return gradients[wanted.index(True)]
 
 
-def capture(calls):
-    """Return a function that replays `calls` as a CUDA graph; as `graphs.capture` for PyTorch."""
+def capture(calls, warmup=1):
+    """Return a function that replays `calls` as a CUDA graph; as `graphs.capture` for PyTorch.
+
+    It returns what the last call returned, which each replay writes anew. All are called `warmup`
+    times before.
+    """
     import torch
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for call in calls:
+        for call in warmup * tuple(calls):
             call()
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:
-            call()
+            result = call()
 
     def replay():
         graph.replay()
+        return result
 
+    # A graph knows addresses, and would go on with whatever came to lie there.
+    replay.keeps = tuple(calls)
     return replay
 
 

@@ -3,8 +3,10 @@
 
 import numpy as np
 
-# How a batch is run: call by call, as a captured CUDA graph, or compiled by torch.compile, whose
-# mode reduce-overhead captures what it compiles.
+from convstudy.measure.pytorch import capture
+
+# How a batch is run: call by call; as a captured CUDA graph; or compiled by torch.compile, and then
+# captured, the optimiser with the rest, which the mode reduce-overhead leaves out of its graphs.
 WAYS = ("eager", "graph", "compile")
 
 
@@ -119,7 +121,7 @@ class Runner:
         if bf16:
             network, images = network.to(torch.bfloat16), images.to(torch.bfloat16)
         if way == "compile":
-            network = torch.compile(network, mode="reduce-overhead", dynamic=False)
+            network = torch.compile(network, dynamic=False)
 
         def call():
             with torch.inference_mode():
@@ -141,7 +143,7 @@ class Runner:
                 return self.loss(network(images), masks)
 
         if way == "compile":
-            forward = torch.compile(forward, mode="reduce-overhead", dynamic=False)
+            forward = torch.compile(forward, dynamic=False)
 
         def step():
             optimiser.zero_grad(set_to_none=True)
@@ -159,23 +161,8 @@ class Runner:
 
     def _in_its_way(self, way, call):
         self._set_precision()
-        if way != "graph":
-            return call
-        torch = self.torch
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        side.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = call()
-
-        def replay():
-            graph.replay()
-            return result
-
-        return replay
+        # What is compiled, what an optimiser keeps and cuDNN's choice come with the first calls.
+        return call if way == "eager" else capture([call], warmup=3)
 
     def _set_precision(self):
         cudnn, cublas = self.torch.backends.cudnn, self.torch.backends.cuda.matmul
