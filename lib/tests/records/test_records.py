@@ -118,6 +118,15 @@ def test_the_record_these_tests_start_from_is_valid(tmp_path):
     assert len(path.read_text().splitlines()) == 2 + 10 + 1 + len(record["results"]) + 1
 
 
+@pytest.mark.parametrize("label", [("algorithm", "cudnn"), ("side", "pytorch-graph")])
+def test_what_ours_is_compared_with_is_as_exact_as_it_is(label):
+    name, value = label
+    row = change(make()["results"][1], ("check", "passed"), False)
+    records.validate_result(change(row, ("labels", name), value), "there")
+    with pytest.raises(RecordError, match="there: check.passed: "):
+        records.validate_result(change(row, ("labels", name), "ours"), "there")
+
+
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_does_not_validate_is_refused_by_file_and_field(why, tmp_path):
     path, value, message = REFUSED[why]
