@@ -24,11 +24,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _HOPPER = "sm_90a"
 
 _OPTIONS = ("-std=c++17",)
-# What a kernel does if it is asked for statistics, and what it does if not; there are no other
-# conditions within. A blank line goes with what stands by itself.
-_TOLD = re.compile(
-    r"^#ifdef STATISTICS\n.*?(?:^#else\n(.*?))?^#endif\n\n?", re.MULTILINE | re.DOTALL
-)
+# What a kernel does only if it is asked for it.
+_ASKED_FOR = ("STATISTICS", "STREAM")
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
@@ -91,13 +88,34 @@ def _overlaps(kernel, device):
 def source_sha256(kernel, defines=()):
     """Return the hash by which a record knows which text of a kernel it measured.
 
-    Unless they are asked for, what a kernel does for statistics is no part of it: no compiler sees
-    that, and the kernel is the one that it was before it could take them.
+    Unless it is asked for, what a kernel does for statistics, say, is no part of it: no compiler
+    sees that, and the kernel is the one that it was before it could do so.
     """
-    text = source(kernel, defines)
-    if "STATISTICS" not in dict(defines):
-        text = _TOLD.sub(r"\1", text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    unknown = {f"#ifdef {name}" for name in _ASKED_FOR if name not in dict(defines)}
+    return hashlib.sha256(_without(unknown, source(kernel, defines)).encode()).hexdigest()
+
+
+def _without(conditions, text):
+    """Return `text` without what stands there if one of `conditions` holds, and their lines.
+
+    A blank line behind goes with them.
+    """
+    kept, open_ones, is_behind = [], [], False
+    for line in text.splitlines(keepends=True):
+        word = line.rstrip()
+        was_behind, is_behind = is_behind, False
+        if word.startswith("#if"):
+            open_ones.append("left out" if word in conditions else "")
+        elif word == "#else" and open_ones[-1] == "left out":
+            open_ones[-1] = "kept"
+            continue
+        elif word == "#endif" and open_ones.pop():
+            is_behind = True
+            continue
+        if word in conditions or "left out" in open_ones or (was_behind and not word):
+            continue
+        kept.append(line)
+    return "".join(kept)
 
 
 @dataclass(frozen=True)
@@ -268,11 +286,15 @@ class Sequence:
         by each run, on CuPy's current stream.
     main : int
         Which step does the work: the sequence has its attributes.
+    zeros : tuple of int
+        Which of the temporaries hold zeros before, and do again when all has been done: memory
+        that is kept need be cleared but once.
     """
 
     steps: tuple
     temporaries: tuple
     main: int
+    zeros: tuple = ()
 
     @property
     def all_launches(self):
@@ -296,7 +318,10 @@ class Sequence:
 
     def run(self, device, arrays, checked=True):
         """Launch all; return the emulator's counts of the main step, or None on a GPU."""
+        given = len(arrays)
         arrays = [*arrays, *(empty(shape, device) for shape in self.temporaries)]
+        for i in self.zeros:
+            arrays[given + i].fill(0)
         counts = [
             launch.run(device, [None if i is None else arrays[i] for i in places], checked)
             for launch, places in self.steps

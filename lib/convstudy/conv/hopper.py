@@ -4,6 +4,7 @@
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from convstudy.compile import Launch, Sequence
 from convstudy.conv import gemm
@@ -21,6 +22,8 @@ _FARTHEST = 127
 # How many blocks may share a sum as a cluster, on every GPU that has clusters.
 _CLUSTERS = (2, 4, 8)
 _MOST_SPLITS = 128
+# Of DEPTH, that a block has of the tiles that all share.
+_FEWEST_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,25 @@ _TILES_WHOLE = (
     *(_Tile(2, 1, 256, 1), _Tile(2, 2, 128, 1), _Tile(2, 1, 128, 1), _Tile(1, 2, 128, 2)),
     *(_Tile(2, 2, 64, 1), _Tile(2, 1, 64, 2), _Tile(1, 1, 128, 2), _Tile(1, 1, 64, 3)),
 )
+
+
+class Choice(NamedTuple):
+    """How the work is cut.
+
+    Attributes
+    ----------
+    tile : _Tile
+    splits : int
+        Over how many blocks each sum is split.
+    rounds : int, optional
+        After so many rounds, in which each block has a tile for itself, all blocks share what is
+        left evenly: a run of the remaining tiles' sums each, wherever in a tile that begins and
+        ends (stream-K; Osama et al., PPoPP 2023).
+    """
+
+    tile: object
+    splits: int = 1
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +165,7 @@ def supports(kernel, problem, device):
 
 @functools.cache
 def best(kernel, problem, device):
-    """Return the `gemm.Choice` that costs least."""
+    """Return the `Choice` that costs least."""
     return min(
         choices(kernel, problem, device),
         key=lambda choice: estimate(kernel, problem, device, choice),
@@ -151,7 +173,7 @@ def best(kernel, problem, device):
 
 
 def choices(kernel, problem, device):
-    """Return all `gemm.Choice` worth a try."""
+    """Return all `Choice` worth a try."""
     which, terms = _which(kernel), _terms(problem)
     tiles = _TILES_SPLIT if terms == 3 else _TILES_WHOLE
     if which == "dgrad" and problem.precision == "tf32":
@@ -164,7 +186,16 @@ def choices(kernel, problem, device):
         most = min(_MOST_SPLITS, math.ceil(needed.depth / depth(problem)) // 2)
         splits = {1, *_CLUSTERS, *(times * slots // blocks for times in (1, 2, 3))}
         found += [
-            gemm.Choice(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most
+            Choice(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most
+        ]
+        # Whole rounds but one, or all of them, before the rest is shared.
+        steps, whole = math.ceil(needed.depth / depth(problem)), blocks // slots
+        found += [
+            Choice(tile, rounds=rounds)
+            for rounds in (whole - 1, whole)
+            if rounds >= 0
+            and blocks % slots
+            and _FEWEST_STEPS * slots <= (blocks - rounds * slots) * steps < 2**31
         ]
     return found
 
@@ -180,7 +211,7 @@ def estimate(kernel, problem, device, choice):
     The constants are fitted to 3,000 timings of U-Net's layers on an H200, for 1 and 16 images;
     what it chooses takes 0 to 7% longer, over the 18 layers, than the best of those timed.
     """
-    (tile, splits), which, terms = choice, _which(kernel), _terms(problem)
+    (tile, splits, whole), which, terms = choice, _which(kernel), _terms(problem)
     needed, cluster = _product(which, problem, tile), _cluster(tile, splits, terms, device)
     items = needed.blocks(tile) * splits
     together = min(tile.blocks, math.ceil(items / device.sm_count))
@@ -190,10 +221,18 @@ def estimate(kernel, problem, device, choice):
     # which a line holds as many more; 48 bytes a cycle come from L2.
     multiplying = together * terms * tile.m * tile.n / 32 / 0.91
     loading = together * tile.stage_bytes(terms) / 48
-    cycles = rounds * (
-        steps * max(multiplying, loading, 600) + 3100 + 0.16 * together * tile.m * tile.n
-    )
-    if cluster > 1:
+    step = max(multiplying, loading, 600)
+    writing = 3100 + 0.16 * together * tile.m * tile.n
+    cycles = rounds * (steps * step + writing)
+    if whole is not None:
+        slots = device.sm_count * tile.blocks
+        shared = needed.blocks(tile) - whole * slots
+        # A block gives a tile's sums, and one takes those of all that had a part of its tile: an
+        # estimate, of some 32 bytes a cycle.
+        handed = together * (1 + math.ceil(slots / shared)) * 4 * tile.m * tile.n / 32
+        cycles = whole * (steps * step + writing) + shared * steps / slots * step + writing
+        cycles += handed + 2000
+    elif cluster > 1:
         cycles += 4500
     elif splits > 1:
         cycles += 4000 + 4 * needed.rows * needed.columns * splits / 2000
@@ -218,19 +257,21 @@ def takes_epilogue(kernel, epilogue):
 
 def count_tiles(kernel, problem, device, choice=None):
     """Return of how many tiles `plan` can write statistics: none where blocks share sums."""
-    tile, splits = choice or best(kernel, problem, device)
-    return math.ceil(_product(_which(kernel), problem, tile).rows / tile.m) if splits == 1 else 0
+    tile, splits, rounds = choice or best(kernel, problem, device)
+    if splits > 1 or rounds is not None:
+        return 0
+    return math.ceil(_product(_which(kernel), problem, tile).rows / tile.m)
 
 
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launches of a kernel of rung 10; `choice` is one of `choices`, or the `best`."""
     p, which, terms = problem, _which(kernel), _terms(problem)
-    tile, splits = choice or best(kernel, problem, device)
+    tile, splits, rounds = choice or best(kernel, problem, device)
     needed, cluster = _product(which, p, tile), _cluster(tile, splits, terms, device)
-    if epilogue.statistics and splits > 1:
+    if epilogue.statistics and (splits > 1 or rounds is not None):
         raise ValueError(
-            f"{kernel}: {splits} blocks share a sum, and none has what statistics are of; "
-            f"take a choice that splits none"
+            f"{kernel}: {splits if splits > 1 else 'some'} blocks share a sum, and none has what "
+            f"statistics are of; take a choice that splits none"
         )
     defines = (
         ("FILTER_R", p.r),
@@ -247,26 +288,36 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         ("PARTS", int(splits > cluster)),
         ("CLUSTER", cluster),
         *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
+        *((("STREAM", 1),) if rounds is not None else ()),
     )
     ready, maps = _OPERANDS[which](p, tile, terms, epilogue.source)
+    grid = slots = device.sm_count * tile.blocks
+    if rounds is None:
+        grid = min(needed.blocks(tile) * splits, slots // cluster * cluster)
     main = Launch(
         kernel,
-        (min(needed.blocks(tile) * splits, device.sm_count * tile.blocks // cluster * cluster),),
+        (grid,),
         (tile.threads,),
-        (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding, splits),
+        (
+            *(p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding),
+            splits if rounds is None else needed.blocks(tile) - rounds * slots,
+        ),
         defines,
         tile.shared_bytes(terms, cluster),
         maps,
     )
     if splits == cluster:
         main = gemm.with_epilogue(main, epilogue)
-    return _sequence(which, ready, main, needed, splits // cluster, p, epilogue)
+    handed = ()
+    if rounds is not None:
+        handed = (slots, tile.m, tile.n), (slots, 4 * tile.consumers)
+    return _sequence(which, ready, main, needed, splits // cluster, p, epilogue, handed)
 
 
-def _sequence(which, ready, main, needed, splits, problem, epilogue):
+def _sequence(which, ready, main, needed, splits, problem, epilogue, handed):
     """Return `main` between what makes its second operand ready and what adds its parts."""
     given = (5 if epilogue.statistics else 4) if which == "fprop" else 3
-    steps, temporaries, second = [], [], 1
+    steps, temporaries, second, zeros = [], [], 1, ()
     if ready:
         second = given
         steps.append((ready[0], (1, second)))
@@ -276,15 +327,19 @@ def _sequence(which, ready, main, needed, splits, problem, epilogue):
     pointers = (None if splits > 1 else bias, out) if which == "fprop" else (out,)
     if epilogue.statistics:
         pointers += (4,)
+    if handed:
+        zeros = (len(temporaries) + 1,)
+        pointers += tuple(given + len(temporaries) + i for i in range(2))
+        temporaries += handed
     steps.append((main, (0, second, *pointers)))
     if splits > 1:
         size = needed.rows * needed.columns
         temporaries.append((splits * size,))
         adding = gemm.total(size, splits, needed.columns, problem, epilogue)
         steps.append((adding, (out, bias, result)))
-    if len(steps) == 1:
+    if len(steps) == 1 and not temporaries:
         return main
-    return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0)
+    return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0, zeros)
 
 
 def make_ready(lines, depth, turn, terms, order, inner=None):

@@ -20,7 +20,7 @@ CACHE = paths.BUILD / "emulator"
 
 _RUNTIME = (
     *("runtime.cpp", "checker.cpp", "requests.cpp", "fiber.cpp", "async.cpp", "tensor.cpp"),
-    *("phases.cpp", "tma.cpp", "wgmma.cpp"),
+    *("phases.cpp", "tma.cpp", "wgmma.cpp", "handover.cpp"),
 )
 # Lines alone, in DWARF 4: of DWARF 5's table of files, older addr2lines take the wrong entry.
 _COMMON = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-g1", "-gdwarf-4", "-march=native")

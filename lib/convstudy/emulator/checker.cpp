@@ -27,6 +27,7 @@ Checker::Checker(Worker& w)
       actors_(first_barrier_ + MAX_BARRIERS),
       known_(w.threads, Knowledge(actors_)),
       all_(actors_),
+      known_of_others_(w.threads),
       shared_(w.module.shared),
       nest_(*w.launch),
       paths_(w.threads, Path(nest_)) {
@@ -49,6 +50,7 @@ void Checker::begin_block() {
     block_synchronised();
     std::fill(written_.begin(), written_.end(), 0);
     meetings_.clear();
+    for (auto& known : known_of_others_) known.clear();
     for (Path& path : paths_) path.reset();
 }
 
@@ -106,11 +108,37 @@ void Checker::pass(uint32_t barrier) {
     learn(known_[w_.current->number], meeting(barrier).passed_on, 0, actors_);
 }
 
+void Checker::check_flag(uint64_t flag, uint64_t pc) {
+    if (!array_at(flag, 4)) stop(fault_here(OUT_OF_BOUNDS, flag, 4, ATOMIC, pc));
+    if (flag % 4) stop(fault_here(MISALIGNED, flag, 4, ATOMIC, pc));
+}
+
+void Checker::publish(uint64_t flag, uint64_t pc) {
+    check_flag(flag, pc);
+    const uint32_t me = w_.current->number;
+    Knowledge known = known_[me];
+    for (uint32_t i = 0; i < first_barrier_; i++) known[i] = std::max(known[i], block_time_);
+    known[me] = time_++;
+    published_[flag] = {w_.block + 1, std::move(known)};
+}
+
+void Checker::learn_of(uint64_t flag) {
+    const auto found = published_.find(flag);
+    if (found == published_.end()) return;  // it was set before the launch
+    auto& mine = known_of_others_[w_.current->number][found->second.block];
+    mine.resize(actors_);
+    learn(mine, found->second.known, 0, actors_);
+}
+
 // Whether what `before` tells of happened before what the current thread does now.
 bool Checker::ordered(const Touch& before) const {
-    if (before.block != w_.block + 1) return before.block == 0;
-    if (before.actor < first_barrier_ && before.time <= block_time_) return true;
     const uint32_t me = w_.current->number;
+    if (before.block != w_.block + 1) {
+        if (before.block == 0) return true;
+        const auto found = known_of_others_[me].find(before.block);
+        return found != known_of_others_[me].end() && before.time <= found->second[before.actor];
+    }
+    if (before.actor < first_barrier_ && before.time <= block_time_) return true;
     return me == before.actor || before.time <= known_[me][before.actor];
 }
 

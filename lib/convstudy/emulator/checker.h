@@ -64,6 +64,11 @@ class Checker {
     void end_operand(uint64_t chunk, uint64_t pc);
     // A barrier of phases is initialised (a write), or used: by all at once, but not while that.
     void use_barrier(uint64_t barrier, AccessKind kind, uint64_t pc);
+    // A thread sets a flag in global memory, waits for one, or has seen that it is set: what was
+    // known to who set it is known to this thread.
+    void publish(uint64_t flag, uint64_t pc);
+    void check_flag(uint64_t flag, uint64_t pc);
+    void learn_of(uint64_t flag);
     void bad_index(const char* array, int64_t index, uint64_t pc);
 
     Path& path() { return paths_[w_.current->number]; }
@@ -98,6 +103,13 @@ class Checker {
         uint32_t asker;                // who asked for a copy last
     };
     std::vector<Meeting> meetings_;  // by barrier of phases; empty where this block has none
+    struct Published {
+        uint32_t block;  // its number + 1
+        Knowledge known;
+    };
+    std::unordered_map<uint64_t, Published> published_;  // by the flag's address
+    // By thread: what it knows of other blocks' actors.
+    std::vector<std::unordered_map<uint32_t, Knowledge>> known_of_others_;
 
     std::vector<Shadow> arrays_;
     size_t recent_ = 0;  // the array of the last access: the next is often there

@@ -58,6 +58,10 @@ EMU_API void phases_init_done();
 EMU_API void phases_arrive(const void* barrier, int bytes);
 EMU_API void phases_wait(const void* barrier, unsigned parity, int line);
 
+// Flags in global memory, from block to block (handover.cpp).
+EMU_API void publish(unsigned* flag);
+EMU_API void await(const unsigned* flag);
+
 // Copies of the tensor memory accelerator (tma.cpp).
 EMU_API void copy_box(void* shared, const void* map, const void* barrier, int rank, int x, int y,
                       int z, int u);

@@ -26,6 +26,9 @@ __forceinline__ void barrier_wait(uint64* barrier, unsigned parity, int line = _
     emu::phases_wait(barrier, parity, line);
 }
 
+__forceinline__ void publish(unsigned* flag) { emu::publish(flag); }
+__forceinline__ void await(const unsigned* flag) { emu::await(flag); }
+
 __forceinline__ void load_box(void* shared, const TensorMap& map, uint64* barrier, int x, int y) {
     emu::copy_box(shared, &map, barrier, 2, x, y, 0, 0);
 }

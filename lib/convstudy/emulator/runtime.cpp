@@ -340,6 +340,7 @@ void work(const Launch& launch, Progress& progress) {
     auto arena = take_arena();
     Worker w{};
     w.launch = &launch;
+    w.stopped = &progress.stopped;
     w.module = find_module(launch);
     w.fibers = arena->fibers.data();
     w.threads = launch.block[0] * launch.block[1] * launch.block[2];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What the scheduler (runtime.cpp) and the checker (checker.cpp) know of each other.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 #include "device.h"
@@ -63,6 +64,7 @@ struct Worker {
     long long clock;
     uint64_t barriers;
     Fault fault;
+    const std::atomic<bool>* stopped;  // whether another worker has found one
     AsyncCopies* copies;
     PhaseBarriers* phase_barriers;
     Products* products;

@@ -61,11 +61,19 @@ struct Copies {
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_dgrad_10_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,
+#ifdef STREAM
+                      Out* __restrict__ dx, float4* slots, float* flags, CONV2D_SIZES,
+                      int splits)
+#else
                       Out* __restrict__ dx, CONV2D_SIZES, int splits)
+#endif
 {
     const int pixels = N * H * W;
     const int rows = FILTERS_FIRST ? C : pixels, columns = FILTERS_FIRST ? pixels : C;
     run<Consumer, FILTERS_FIRST>(Items(rows, columns, R * S * K / TILE_D, splits),
                                  Copies{dy, w, H, W, C, K, pad_h, pad_w}, dx, nullptr, rows,
+#ifdef STREAM
+                                 Slots{slots, flags},
+#endif
                                  View{columns});
 }

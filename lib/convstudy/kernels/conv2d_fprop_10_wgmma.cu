@@ -52,7 +52,12 @@ conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
 #ifdef STATISTICS
                       const float* __restrict__ bias, Out* y, float* moments, CONV2D_SIZES,
 #else
+#ifdef STREAM
+                      const float* __restrict__ bias, Out* __restrict__ y, float4* slots,
+                      float* flags, CONV2D_SIZES,
+#else
                       const float* __restrict__ bias, Out* __restrict__ y, CONV2D_SIZES,
+#endif
 #endif
                       int splits VIEW_SIZES)
 {
@@ -61,6 +66,9 @@ conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
                          Copies{x, w, P, Q, C, K, pad_h, pad_w}, y, bias, rows,
 #ifdef STATISTICS
                          moments,
+#endif
+#ifdef STREAM
+                         Slots{slots, flags},
 #endif
                          VIEW_OF(K, P, Q));
 }

@@ -162,6 +162,10 @@ struct Items {
 // A tile of out, and the part of DEPTH that is summed.
 struct Item {
     int row, column, split, first, count;  // first and count in tiles of DEPTH
+#ifdef STREAM
+    unsigned tile;
+    bool is_given;  // to the block that ends the tile
+#endif
 #ifdef STATISTICS
     __device__ __forceinline__ int pixels(int rows) const { return min(rows - row, TILE_M); }
     __device__ __forceinline__ int first_pixel() const { return row; }
@@ -179,11 +183,51 @@ struct Items {
     unsigned tiles_of_out, blocks_n;
     int tiles, splits;
 
+#ifdef STREAM
+    unsigned begins, ends;        // this block's run of the shared tiles' sums
+    unsigned last, ahead, whole;  // its last shared tile; pieces before whole tiles, and these
+#endif
+
     __device__ __forceinline__ Items(int rows, int columns, int tiles, int splits)
         : blocks_n((columns - 1) / TILE_N + 1), tiles(tiles), splits(splits)
     {
         tiles_of_out = ((rows - 1) / TILE_M + 1) * blocks_n;
+#ifdef STREAM
+        begins = run_of(blockIdx.x);
+        ends = run_of(blockIdx.x + 1);
+        last = (ends - 1) / tiles;
+        const unsigned rest = begins / tiles, others = tiles_of_out - splits;
+        ahead = last - rest + !ends_another();
+        whole = blockIdx.x < others ? (others - 1 - blockIdx.x) / gridDim.x + 1 : 0;
+#endif
     }
+#ifdef STREAM
+    // Where the run of a block begins, in tiles of DEPTH of the shared tiles, one after the other.
+    __device__ __forceinline__ unsigned run_of(unsigned block) const
+    {
+        return (uint64)block * (unsigned)(splits * tiles) / gridDim.x;
+    }
+    // Whether the first tile of this block's run was begun by others and ends here.
+    __device__ __forceinline__ bool ends_another() const
+    {
+        return begins % tiles && (begins / tiles + 1) * tiles <= ends;
+    }
+    __device__ __forceinline__ unsigned first() const { return 0; }
+    __device__ __forceinline__ unsigned end() const { return ahead + whole + ends_another(); }
+    __device__ __forceinline__ unsigned step() const { return 1; }
+    __device__ __forceinline__ Item operator[](unsigned i) const
+    {
+        const bool is_shared = i < ahead || i == ahead + whole;
+        const unsigned tile = i < ahead   ? last - i
+                              : is_shared ? begins / tiles
+                                          : splits + blockIdx.x + (i - ahead) * gridDim.x;
+        const unsigned start = tile * tiles;
+        const int first = is_shared && begins > start ? begins - start : 0;
+        const int after = is_shared ? min(ends - start, (unsigned)tiles) : tiles;
+        return {(int)(tile / blocks_n) * TILE_M, (int)(tile % blocks_n) * TILE_N, 0,
+                first, after - first, tile, after < tiles};
+    }
+#else
     __device__ __forceinline__ unsigned first() const
     {
         return blockIdx.x % CLUSTER * tiles_of_out + blockIdx.x / CLUSTER;
@@ -200,6 +244,7 @@ struct Items {
         return {(int)(tile / blocks_n) * TILE_M, (int)(tile % blocks_n) * TILE_N, (int)split,
                 first, min(each, tiles - first)};
     }
+#endif
 };
 #endif
 
@@ -531,6 +576,59 @@ struct Cluster {
 };
 #endif
 
+#ifdef STREAM
+static_assert(CLUSTER == 1 && !PARTS && !PATCHES, "sums are shared in one way at a time");
+
+// What blocks leave of tiles that others end: of each block one tile's sums, as its threads hold
+// them, and for each of its warps a flag that they are there. Flags are 0 before and after.
+struct Slots {
+    static constexpr int CONSUMING = CONSUMERS * 128, WARPS = CONSUMING / 32;
+    static constexpr int VECTORS = TILE_N / 8;  // of a row of 64
+    float4* sums;
+    float* flags;
+
+    __device__ __forceinline__ float4* of(unsigned block) const
+    {
+        return sums + (size_t)block * (ROWS_64 * VECTORS * CONSUMING) + threadIdx.x;
+    }
+    __device__ __forceinline__ unsigned* flag(unsigned block) const
+    {
+        return (unsigned*)flags + block * WARPS + threadIdx.x / 32;
+    }
+    __device__ __forceinline__ void give(const Sums& given) const
+    {
+        float4* mine = of(blockIdx.x);
+#pragma unroll
+        for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+            for (int j = 0; j < VECTORS; ++j) {
+                const float* d = given.d[m] + 4 * j;
+                mine[(m * VECTORS + j) * CONSUMING] = make_float4(d[0], d[1], d[2], d[3]);
+            }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) publish(flag(blockIdx.x));
+    }
+    // Adds what the blocks before have of the tile, the nearest first.
+    __device__ __forceinline__ void take(const Items& items, const Item& item, Sums& added) const
+    {
+        for (unsigned block = blockIdx.x; items.run_of(block) > item.tile * items.tiles;) {
+            await(flag(--block));
+            const float4* theirs = of(block);
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+                for (int j = 0; j < VECTORS; ++j) {
+                    const float4 v = theirs[(m * VECTORS + j) * CONSUMING];
+                    float* d = added.d[m] + 4 * j;
+                    d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w;
+                }
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) *flag(block) = 0;
+        }
+    }
+};
+#endif
+
 #if BF16 && !PARTS && !WIDE
 using Out = bf16;
 constexpr int OUT_BYTES = 2;
@@ -683,7 +781,11 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
 #ifdef STATISTICS
                                     const float* bias, int rows, float* moments, const View& view)
 #else
+#ifdef STREAM
+                                    const float* bias, int rows, Slots slots, const View& view)
+#else
                                     const float* bias, int rows, const View& view)
+#endif
 #endif
 {
     begin();
@@ -716,6 +818,13 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
         for (unsigned i = items.first(); i < items.end(); i += items.step()) {
             const Item item = items[i];
             consumer.run(sums, item.count, turn);
+#ifdef STREAM
+            if (item.is_given) {
+                slots.give(sums);
+                continue;
+            }
+            if (item.first) slots.take(items, item, sums);
+#endif
 #if CLUSTER > 1
             Block<Cluster::COLUMNS> total;
             cluster.gather(sums, total);

@@ -55,7 +55,12 @@ struct Copies {
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dy,
+#ifdef STREAM
+                      Out* __restrict__ dw, float4* slots, float* flags, CONV2D_SIZES,
+                      int splits)
+#else
                       Out* __restrict__ dw, CONV2D_SIZES, int splits)
+#endif
 {
     const int pixels = N * P * Q, weights = R * S * C, tiles = (pixels - 1) / TILE_D + 1;
 #if BF16
@@ -66,5 +71,8 @@ conv2d_wgrad_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant
     const int rows = X_FIRST ? weights : K, columns = X_FIRST ? K : weights;
     run<Consumer, X_FIRST>(Items(rows, columns, tiles, splits),
                            Copies{x, dy, P, Q, C, K, pad_h, pad_w}, dw, nullptr, rows,
+#ifdef STREAM
+                           Slots{slots, flags},
+#endif
                            View{columns});
 }

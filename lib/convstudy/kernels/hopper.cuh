@@ -101,6 +101,25 @@ __device__ __forceinline__ float4 load_from(const float4* shared, int rank)
     return v;
 }
 
+#ifdef STREAM
+// ---- flags in global memory, by which a block tells others of its launch what it has left there.
+// Blocks begin in the order of their numbers: one may wait for those before it, for none behind.
+// Sets a flag that was 0. Who sees it sees what this thread wrote before, and what the lanes did
+// that it has met since.
+__device__ __forceinline__ void publish(unsigned* flag)
+{
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+// Waits until it is set; each thread that reads what was published waits for itself.
+__device__ __forceinline__ void await(const unsigned* flag)
+{
+    asm volatile(
+        "{\n.reg .pred there;\n.reg .u32 found;\nagain:\n"
+        "ld.acquire.gpu.global.u32 found, [%0];\nsetp.ne.u32 there, found, 0;\n"
+        "@!there bra again;\n}" ::"l"(flag) : "memory");
+}
+#endif
+
 // ---- copies to shared memory, 128 bytes a line, their 16-byte chunks exchanged (chunk i of line l
 // lies at i ^ l % 8): what lies outside the array arrives as zeros. A barrier learns of the bytes.
 __device__ __forceinline__ void load_box(void* shared, const TensorMap& map, uint64* barrier,

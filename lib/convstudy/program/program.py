@@ -119,6 +119,7 @@ class Builder:
             self._add(launch, places)
             return
         made, beforehand = self._made_beforehand(launch, len(places), constant)
+        made |= {len(places) + i for i in launch.zeros}
         places += [
             (self.buffer(math.prod(shape), kept=i in made), 0)
             for i, shape in enumerate(launch.temporaries, start=len(places))
