@@ -26,6 +26,7 @@ __forceinline__ void barrier_wait(uint64* barrier, unsigned parity, int line = _
     emu::phases_wait(barrier, parity, line);
 }
 
+__forceinline__ unsigned this_block() { return blockIdx.x; }
 __forceinline__ void publish(unsigned* flag) { emu::publish(flag); }
 __forceinline__ void await(const unsigned* flag) { emu::await(flag); }
 

@@ -163,7 +163,6 @@ struct Items {
 struct Item {
     int row, column, split, first, count;  // first and count in tiles of DEPTH
 #ifdef STREAM
-    unsigned tile;
     bool is_given;  // to the block that ends the tile
 #endif
 #ifdef STATISTICS
@@ -183,49 +182,47 @@ struct Items {
     unsigned tiles_of_out, blocks_n;
     int tiles, splits;
 
-#ifdef STREAM
-    unsigned begins, ends;        // this block's run of the shared tiles' sums
-    unsigned last, ahead, whole;  // its last shared tile; pieces before whole tiles, and these
-#endif
-
     __device__ __forceinline__ Items(int rows, int columns, int tiles, int splits)
         : blocks_n((columns - 1) / TILE_N + 1), tiles(tiles), splits(splits)
     {
         tiles_of_out = ((rows - 1) / TILE_M + 1) * blocks_n;
-#ifdef STREAM
-        begins = run_of(blockIdx.x);
-        ends = run_of(blockIdx.x + 1);
-        last = (ends - 1) / tiles;
-        const unsigned rest = begins / tiles, others = tiles_of_out - splits;
-        ahead = last - rest + !ends_another();
-        whole = blockIdx.x < others ? (others - 1 - blockIdx.x) / gridDim.x + 1 : 0;
-#endif
     }
 #ifdef STREAM
+    // The first `splits` tiles are shared: a block has a run of their sums. Its run's last tile, if
+    // another block ends that, comes first, as that block waits for it; its run's first, if another
+    // block began that, comes last. All is computed anew when it is asked for: to remember it would
+    // take registers that the products need.
+
     // Where the run of a block begins, in tiles of DEPTH of the shared tiles, one after the other.
     __device__ __forceinline__ unsigned run_of(unsigned block) const
     {
-        return (uint64)block * (unsigned)(splits * tiles) / gridDim.x;
-    }
-    // Whether the first tile of this block's run was begun by others and ends here.
-    __device__ __forceinline__ bool ends_another() const
-    {
-        return begins % tiles && (begins / tiles + 1) * tiles <= ends;
+        const unsigned all = splits * tiles;
+        return block * (all / gridDim.x) + min(block, all % gridDim.x);
     }
     __device__ __forceinline__ unsigned first() const { return 0; }
-    __device__ __forceinline__ unsigned end() const { return ahead + whole + ends_another(); }
+    __device__ __forceinline__ unsigned end() const
+    {
+        const unsigned block = this_block();
+        return (run_of(block + 1) - 1) / tiles - run_of(block) / tiles + 1 +
+               (tiles_of_out - splits + gridDim.x - 1 - block) / gridDim.x;
+    }
     __device__ __forceinline__ unsigned step() const { return 1; }
     __device__ __forceinline__ Item operator[](unsigned i) const
     {
+        const unsigned block = this_block(), begins = run_of(block), ends = run_of(block + 1);
+        const unsigned low = begins / tiles, high = (ends - 1) / tiles;
+        const unsigned whole = (tiles_of_out - splits + gridDim.x - 1 - block) / gridDim.x;
+        const bool is_last = begins > low * tiles && (low + 1) * tiles <= ends;
+        const unsigned ahead = high - low + !is_last;
         const bool is_shared = i < ahead || i == ahead + whole;
-        const unsigned tile = i < ahead   ? last - i
-                              : is_shared ? begins / tiles
-                                          : splits + blockIdx.x + (i - ahead) * gridDim.x;
+        const unsigned tile = i < ahead   ? high - i
+                              : is_shared ? low
+                                          : splits + block + (i - ahead) * gridDim.x;
         const unsigned start = tile * tiles;
         const int first = is_shared && begins > start ? begins - start : 0;
         const int after = is_shared ? min(ends - start, (unsigned)tiles) : tiles;
         return {(int)(tile / blocks_n) * TILE_M, (int)(tile % blocks_n) * TILE_N, 0,
-                first, after - first, tile, after < tiles};
+                first, after - first, after < tiles};
     }
 #else
     __device__ __forceinline__ unsigned first() const
@@ -608,10 +605,12 @@ struct Slots {
         __syncwarp();
         if (threadIdx.x % 32 == 0) publish(flag(blockIdx.x));
     }
-    // Adds what the blocks before have of the tile, the nearest first.
-    __device__ __forceinline__ void take(const Items& items, const Item& item, Sums& added) const
+    // Adds what the blocks before have of the tile with which this block's run begins.
+    __device__ __forceinline__ void take(const Items& items, Sums& added) const
     {
-        for (unsigned block = blockIdx.x; items.run_of(block) > item.tile * items.tiles;) {
+        unsigned block = this_block();
+        const unsigned start = items.run_of(block) / items.tiles * items.tiles;
+        while (items.run_of(block) > start) {
             await(flag(--block));
             const float4* theirs = of(block);
 #pragma unroll
@@ -816,14 +815,17 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
         Cluster cluster;
 #endif
         for (unsigned i = items.first(); i < items.end(); i += items.step()) {
-            const Item item = items[i];
-            consumer.run(sums, item.count, turn);
 #ifdef STREAM
+            consumer.run(sums, items[i].count, turn);
+            const Item item = items[i];
             if (item.is_given) {
                 slots.give(sums);
                 continue;
             }
-            if (item.first) slots.take(items, item, sums);
+            if (item.first) slots.take(items, sums);
+#else
+            const Item item = items[i];
+            consumer.run(sums, item.count, turn);
 #endif
 #if CLUSTER > 1
             Block<Cluster::COLUMNS> total;

@@ -102,6 +102,14 @@ __device__ __forceinline__ float4 load_from(const float4* shared, int rank)
 }
 
 #ifdef STREAM
+// As blockIdx.x, read anew each time: what is computed from it is, too.
+__device__ __forceinline__ unsigned this_block()
+{
+    unsigned number;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+    return number;
+}
+
 // ---- flags in global memory, by which a block tells others of its launch what it has left there.
 // Blocks begin in the order of their numbers: one may wait for those before it, for none behind.
 // Sets a flag that was 0. Who sees it sees what this thread wrote before, and what the lanes did

@@ -26,8 +26,8 @@ def choices_of(kernel, problem):
         tile, _ = algorithm.gemm.best(kernel, problem, EMULATOR)
         return [algorithm.gemm.Choice(tile, 1), algorithm.gemm.Choice(tile, 3)]
     if "10_wgmma" in kernel:
-        tile, _ = algorithm.hopper.best(kernel, problem, EMULATOR)
-        return [algorithm.gemm.Choice(tile, 1), algorithm.gemm.Choice(tile, 3)]
+        tile, *_ = algorithm.hopper.best(kernel, problem, EMULATOR)
+        return [algorithm.hopper.Choice(tile), algorithm.hopper.Choice(tile, 3)]
     return [None]
 
 

@@ -3,12 +3,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from problems import UNET_PROBLEMS
 from test_gemm import PASSES, check, of
 
-from convstudy import compile, device, emulator
-from convstudy.conv import algorithm, halo, hopper
+from convstudy import compile, device, emulator, tolerance
+from convstudy.conv import algorithm, halo, hopper, reference
 from convstudy.device import EMULATOR, Device
 from convstudy.measure.suites.network import unet
 from convstudy.problem import ConvProblem
@@ -77,8 +78,8 @@ def some_choices(kernel, precision):
     first = KERNELS.index(kernel) + PRECISIONS.index(precision)
     if kernel.endswith("_halo"):
         return found[first % 2 :: 2]
-    tiles = list(dict.fromkeys(tile for tile, _ in found))[first % 4 :: 4]
-    return [(tile, 1 + 3 * ((first + i) % 2)) for i, tile in enumerate(tiles)]
+    tiles = list(dict.fromkeys(choice.tile for choice in found))[first % 4 :: 4]
+    return [hopper.Choice(tile, 1 + 3 * ((first + i) % 2)) for i, tile in enumerate(tiles)]
 
 
 CHOSEN = [
@@ -120,6 +121,132 @@ def test_every_choice_gives_the_right_result(kernel, precision, rng, monkeypatch
         pytest.skip("it refuses this precision, or this GPU")
     for choice in family(kernel).choices(kernel, exact, gpu):
         run_choice(kernel, problem, precision, choice, gpu, rng, monkeypatch)
+
+
+# ---- sums shared evenly --------------------------------------------------------------------------
+def streamed(kernel, problem, precision, sm_count):
+    """Return a device of so few multiprocessors, and the choices that share sums evenly on it."""
+    where = dataclasses.replace(EMULATOR, sm_count=sm_count, name="a few multiprocessors")
+    choices = hopper.choices(kernel, of(problem, precision), where)
+    return where, [choice for choice in choices if choice.rounds is not None]
+
+
+# Runs that begin and end within tiles; a tile that three or more have parts of; one round or two
+# of whole tiles before.
+@pytest.mark.parametrize("sm_count", [2, 3, 7])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("which", PASSES)
+def test_blocks_may_share_sums_evenly(which, precision, sm_count, rng, monkeypatch):
+    kernel = f"conv2d_{which}_10_wgmma"
+    problem = ConvProblem(2, 64, 11, 13, 192, 3, 3, padding=(1, 1))
+    where, choices = streamed(kernel, problem, precision, sm_count)
+    first = PRECISIONS.index(precision) + PASSES.index(which)
+    for choice in choices[first % 4 :: 4]:
+        run_choice(kernel, problem, precision, choice, where, rng, monkeypatch)
+
+
+def test_all_kinds_of_rounds_are_tried():
+    rounds = {
+        choice.rounds
+        for which in PASSES
+        for count in (2, 3, 7)
+        for choice in streamed(
+            f"conv2d_{which}_10_wgmma",
+            ConvProblem(2, 64, 11, 13, 192, 3, 3, padding=(1, 1)),
+            "bf16",
+            count,
+        )[1]
+    }
+    assert rounds >= {0, 1, 2}
+
+
+def shared_out(rng):
+    """Return a plan whose blocks hand sums on, what it is given, and what it is to give."""
+    kernel, problem = "conv2d_wgrad_10_wgmma", ConvProblem(2, 64, 11, 13, 64, 3, 3, padding=(1, 1))
+    exact = of(problem, "bf16")
+    where, choices = streamed(kernel, problem, "bf16", 7)
+    launch = hopper.plan(kernel, exact, where, choices[0])
+    x, dy = (
+        rng.standard_normal((2, 11, 13, 64)).astype(np.float32).astype(exact.dtype)
+        for _ in range(2)
+    )
+    moved = (np.moveaxis(each.astype(float), 3, 1) for each in (x, dy))
+    expected = np.moveaxis(reference.conv2d_wgrad(*moved, (3, 3), (1, 1), (1, 1)), 1, 3)
+    return where, launch, [x, dy], expected
+
+
+def test_flags_are_left_as_they_were_found(rng):
+    where, launch, given, expected = shared_out(rng)
+    sums, flags = (np.full(shape, np.nan, np.float32) for shape in launch.temporaries)
+    assert launch.zeros == (1,)
+    flags[...] = 0
+    for _ in range(2):  # the second finds what the first has left
+        dw = np.full(expected.shape, np.nan, given[0].dtype)
+        arrays = [*given, dw, sums, flags]
+        for step, places in launch.steps:
+            step.run(where, [None if i is None else arrays[i] for i in places])
+        tolerance.assert_close(dw, expected, 286, dtype=np.float32, precision="bf16")
+        assert not flags.any()
+
+
+HANDED_ON = {
+    "sums taken before they are there": ("await(flag(--block))", "--block", emulator.GlobalRace),
+    "sums of which nobody is told": ("publish(flag(", "(void)(flag(", emulator.EmulatorFault),
+    "sums told of before other lanes wrote": (
+        "__syncwarp();\n        if (threadIdx.x % 32 == 0) publish",
+        "if (threadIdx.x % 32 == 0) publish",
+        emulator.GlobalRace,
+    ),
+    "sums of the nearest block alone": (
+        "while (items.run_of(block) > start)",
+        "if (items.run_of(block) > start)",
+        AssertionError,
+    ),
+    "a tile that its last block does not end": (
+        "if (item.first) slots.take(items, sums);",
+        "",
+        AssertionError,
+    ),
+}
+
+
+@pytest.mark.parametrize("title", HANDED_ON)
+def test_a_fault_planted_where_sums_are_handed_on_is_found(title, rng, monkeypatch):
+    old, new, error = HANDED_ON[title]
+    whole = compile.source
+
+    def faulty(name, defines=()):
+        text = whole(name, defines)
+        assert old in text
+        return text.replace(old, new)
+
+    monkeypatch.setattr(compile, "source", faulty)
+    compile._on_emulator.cache_clear()
+    where, launch, given, expected = shared_out(rng)
+    dw = np.full(expected.shape, np.nan, given[0].dtype)
+
+    def run():
+        launch.run(where, [*given, dw])
+        tolerance.assert_close(dw, expected, 286, dtype=np.float32, precision="bf16")
+
+    with pytest.raises(error):
+        run()
+    compile._on_emulator.cache_clear()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("which", PASSES)
+def test_sharing_evenly_spills_no_register(which, precision):
+    kernel, texts = f"conv2d_{which}_10_wgmma", {}
+    for _, problem in unet().layers(128, 191, 16)[1:]:
+        problem = of(problem, precision)
+        for choice in hopper.choices(kernel, problem, H200):
+            if choice.rounds is not None:
+                part = hopper.plan(kernel, problem, H200, choice).main_launch
+                texts.setdefault(choice.tile, part.defines)
+    first = PASSES.index(which) + PRECISIONS.index(precision)
+    for defines in list(texts.values())[first % 3 :: 3]:
+        assert compile.cubin(kernel, "sm_90", defines).spill_bytes == 0
 
 
 # What is taken away from a kernel, what stands there instead, and how the emulator finds it.
