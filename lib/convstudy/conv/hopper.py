@@ -214,7 +214,9 @@ def estimate(kernel, problem, device, choice):
     (tile, splits, whole), which, terms = choice, _which(kernel), _terms(problem)
     needed, cluster = _product(which, problem, tile), _cluster(tile, splits, terms, device)
     items = needed.blocks(tile) * splits
-    together = min(tile.blocks, math.ceil(items / device.sm_count))
+    together = tile.blocks
+    if whole is None:
+        together = min(together, math.ceil(items / device.sm_count))
     rounds = math.ceil(items / (device.sm_count * together))
     steps = math.ceil(math.ceil(needed.depth / depth(problem)) / splits)
     # A multiprocessor multiplies 1024 pairs of TF32 in a cycle, or twice as many of bf16, of
