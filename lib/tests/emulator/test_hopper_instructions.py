@@ -568,3 +568,55 @@ def test_a_product_made_wrongly_is_reported(title, rng):
     assert old in PRODUCT
     with pytest.raises(error, match=message):
         product(rng, body=PRODUCT.replace(old, new, 1))
+
+
+# ---- flags from block to block -------------------------------------------------------------------
+HANDED = """
+    if (blockIdx.x == WRITER) {
+        if (threadIdx.x < 32) numbers[threadIdx.x] = threadIdx.x + 1.0f;
+        BETWEEN
+        if (threadIdx.x == 0) publish((unsigned*)flag);
+        AFTER
+    } else if (threadIdx.x < 32) {
+        WAIT
+        out[threadIdx.x] = numbers[31 - threadIdx.x];
+    }
+"""
+RIGHT = {
+    **{"WRITER": 0, "BETWEEN": "__syncwarp();", "AFTER": ""},
+    "WAIT": "await((const unsigned*)flag);",
+}
+
+
+def handed_on(checked=True, **changed):
+    defines = list({**RIGHT, **changed}.items())
+    parameters = "float* numbers, float* flag, float* out"
+    load = kernel(HANDED, parameters, defines=defines, checked=checked)
+    numbers, flag, out = np.full(32, np.nan, F32), np.zeros(1, F32), np.full(32, np.nan, F32)
+    load(2, 64, (numbers, flag, out))
+    return out, flag.view(np.uint32)[0]
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_block_waits_for_what_one_before_it_has_left(checked):
+    out, flag = handed_on(checked)
+    np.testing.assert_array_equal(out, np.arange(32, 0, -1))
+    assert flag == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"BETWEEN": ""},  # what other lanes wrote is not published
+        {"AFTER": "if (threadIdx.x < 32) numbers[threadIdx.x] = 0.0f;"},
+        {"WAIT": ""},
+    ],
+)
+def test_what_was_not_handed_on_is_a_race(changed):
+    with pytest.raises(emulator.GlobalRace):
+        handed_on(**changed)
+
+
+def test_a_flag_that_no_block_before_sets_is_not_waited_for():
+    with pytest.raises(emulator.EmulatorFault, match="waits for a flag that no block before it"):
+        handed_on(WRITER=1)
