@@ -583,7 +583,9 @@ HANDED = """
     }
 """
 RIGHT = {
-    **{"WRITER": 0, "BETWEEN": "__syncwarp();", "AFTER": ""},
+    "WRITER": 0,
+    "BETWEEN": "__syncwarp();",
+    "AFTER": "",
     "WAIT": "await((const unsigned*)flag);",
 }
 
