@@ -99,7 +99,7 @@ def best(which, problem, device):
 
 def takes_epilogue(kernel, epilogue):
     """Return whether `kernel` can end so: its results stay in one piece."""
-    return not (epilogue.pitch or epilogue.source or epilogue.statistics)
+    return not (epilogue.pitch or epilogue.source or epilogue.statistics or epilogue.residual)
 
 
 def plan(kernel, problem, device, epilogue=PLAIN):

@@ -62,6 +62,9 @@ class Epilogue:
         The result is float32 though operands are bfloat16: of gradients of filters.
     source : Source, optional
         Where x comes from; by default it is an array of its own.
+    residual : bool
+        Whether another array of y's shape and dtype, the last that is passed, is added after the
+        bias and before the ReLU. It lies at a multiple of 16 bytes; y is not read.
     statistics : bool
         Whether an array behind y takes the moments of each tile of it, float32: (tiles, 2, K), the
         mean and the sum of squared distances from it, and (tiles,), of how many pixels.
@@ -72,6 +75,7 @@ class Epilogue:
     scatter: Scatter | None = None
     wide: bool = False
     source: Source | None = None
+    residual: bool = False
     statistics: bool = False
 
     @property
@@ -82,6 +86,7 @@ class Epilogue:
             *((("RELU", 1),) if self.relu else ()),
             *((("VIEW", view),) if view else ()),
             *((("WIDE", 1),) if self.wide else ()),
+            *((("RESIDUAL", 1),) if self.residual else ()),
             *((("STATISTICS", 1),) if self.statistics else ()),
         )
 
@@ -104,6 +109,10 @@ def fits(epilogue, problem, which):
         return False, f"only fprop has an epilogue; this is {which}"
     if epilogue.statistics and (which != "fprop" or epilogue.pitch):
         return False, "statistics are of what fprop gives, in an array of its own"
+    if epilogue.residual and (which != "fprop" or epilogue.pitch or epilogue.statistics):
+        return False, "a residual is added to what fprop gives, in an array of its own"
+    if epilogue.residual and p.k % vector:
+        return False, f"it adds {vector} numbers at once: K must be a multiple"
     if epilogue.source:
         if which == "dgrad":
             return False, "its operands are whole arrays"

@@ -215,8 +215,8 @@ def _cost(needed, family, tile, splits, device):
 
 
 def takes_epilogue(kernel, epilogue):
-    """Return whether `kernel` can end so: the tensor cores' do, in every way but one."""
-    return _rung(kernel) == "8_mma" and not epilogue.statistics
+    """Return whether `kernel` can end so: the tensor cores' do, in every way but two."""
+    return _rung(kernel) == "8_mma" and not epilogue.statistics and not epilogue.residual
 
 
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):

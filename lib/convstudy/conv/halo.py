@@ -155,6 +155,8 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         (pixels, filters),
     )
     main = gemm.with_epilogue(main, epilogue)
+    if epilogue.residual:
+        return Sequence(((main, (0, 1, 4, 2, 3)),), (), 0)
     if not ready:
         return main
     launch, shape = ready

@@ -318,7 +318,9 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
 
 def _sequence(which, ready, main, needed, splits, problem, epilogue, handed):
     """Return `main` between what makes its second operand ready and what adds its parts."""
-    given = (5 if epilogue.statistics else 4) if which == "fprop" else 3
+    given = 3
+    if which == "fprop":
+        given = 5 if epilogue.statistics or epilogue.residual else 4
     steps, temporaries, second, zeros = [], [], 1, ()
     if ready:
         second = given
@@ -327,6 +329,9 @@ def _sequence(which, ready, main, needed, splits, problem, epilogue, handed):
     bias, result = (2, 3) if which == "fprop" else (None, 2)
     out = given + len(temporaries) if splits > 1 else result
     pointers = (None if splits > 1 else bias, out) if which == "fprop" else (out,)
+    residual = (4,) if epilogue.residual else ()
+    if splits == 1:
+        pointers = residual + pointers
     if epilogue.statistics:
         pointers += (4,)
     if handed:
@@ -338,8 +343,8 @@ def _sequence(which, ready, main, needed, splits, problem, epilogue, handed):
         size = needed.rows * needed.columns
         temporaries.append((splits * size,))
         adding = gemm.total(size, splits, needed.columns, problem, epilogue)
-        steps.append((adding, (out, bias, result)))
-    if len(steps) == 1 and not temporaries:
+        steps.append((adding, (out, bias, *residual, result)))
+    if len(steps) == 1 and not temporaries and not residual:
         return main
     return Sequence(tuple(steps), tuple(temporaries), 1 if ready else 0, zeros)
 

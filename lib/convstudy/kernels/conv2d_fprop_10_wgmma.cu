@@ -49,6 +49,9 @@ struct Copies {
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
+#ifdef RESIDUAL
+                      const Out* __restrict__ residual,
+#endif
 #ifdef STATISTICS
                       const float* __restrict__ bias, Out* y, float* moments, CONV2D_SIZES,
 #else

@@ -51,6 +51,9 @@ struct Copies {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_11_halo(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
+#ifdef RESIDUAL
+                     const Out* __restrict__ residual,
+#endif
 #ifdef STATISTICS
                      const float* __restrict__ bias, Out* y, float* moments,
                      CONV2D_SIZES VIEW_SIZES)

@@ -25,8 +25,18 @@
 #define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS}
 #endif
 
+#ifdef RESIDUAL
+// Another array of out's shape and type is added after the bias, before what is negative becomes 0.
+#undef VIEW_OF
+#define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS, residual}
+static_assert(VIEW == 0, "what is added lies as out does");
+#endif
+
 struct View {
     int columns;
+#ifdef RESIDUAL
+    const void* residual;
+#endif
 #if VIEW
     int pitch;
 #endif

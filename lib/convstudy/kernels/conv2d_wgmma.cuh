@@ -651,6 +651,24 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
     constexpr int LINES = TURNED ? PASS : 16;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     unsigned char* mine = exchange() + warp * EXCHANGE;
+#ifdef RESIDUAL
+    // What is added is read as out is written, whole lines at once, into the places of the numbers
+    // that it is added to; those of a pass while the pass before is stored.
+    constexpr int PASSES = COLUMNS / PASS, EACH = (LINES * CHUNKS + 31) / 32;
+    static_assert(!TURNED && !PARTS, "of sums that lie as out does");
+    float4 added[EACH];
+    const auto ask = [&](int which) {
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) {
+            const int i = lane + 32 * n, block = warp / 4 * ROWS_64 + which / PASSES;
+            const int c = column + which % PASSES * PASS + i % CHUNKS * (16 / OUT_BYTES);
+            const int r = Consumer::place(item, block, i / CHUNKS % LINES);
+            const Out* from = (const Out*)view.residual + view.at(r, c);
+            added[n] = c < columns && r < rows ? *(const float4*)from : make_float4(0, 0, 0, 0);
+        }
+    };
+    ask(0);
+#endif
 #if PARTS
     out += (size_t)item.split * rows * columns;
 #endif
@@ -659,6 +677,17 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
         const int block = warp / 4 * ROWS_64 + m;
 #pragma unroll
         for (int pass = 0; pass < COLUMNS; pass += PASS) {
+#ifdef RESIDUAL
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) {
+                const int i = lane + 32 * n, line = i / CHUNKS, moved = i % CHUNKS ^ line % CHUNKS;
+                if (i < LINES * CHUNKS)
+                    *(float4*)(mine + line * (CHUNKS * 16) + moved * 16) = added[n];
+            }
+            __syncwarp();
+            const int next = m * PASSES + pass / PASS + 1;
+            if (next < ROWS_64 * PASSES) ask(next);
+#endif
 #pragma unroll
             for (int j = 0; j < PASS / 8; ++j) {
                 const float* d = sums.d[m] + (pass / 8 + j) * 4;
@@ -667,8 +696,24 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
                 const float b1 = bias && at < columns ? bias[view.filter(at) + 1] : 0.0f;
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
+#ifdef RESIDUAL
+                    const int place = (8 * j + 2 * t) * OUT_BYTES, row = g + 8 * half;
+                    const unsigned char* there = mine + row * (CHUNKS * 16) +
+                                                 (place / 16 ^ row % CHUNKS) * 16 + place % 16;
+                    float2 other;
+                    if (OUT_BYTES == 2) {
+                        const unsigned both = *(const unsigned*)there;
+                        other = make_float2(__uint_as_float(both << 16),
+                                            __uint_as_float(both & 0xffff0000u));
+                    } else {
+                        other = *(const float2*)there;
+                    }
+                    const float left = activated(d[2 * half] + b0 + other.x);
+                    const float right = activated(d[2 * half + 1] + b1 + other.y);
+#else
                     const float left = activated(d[2 * half] + b0);
                     const float right = activated(d[2 * half + 1] + b1);
+#endif
                     if (TURNED) {
                         // Line: a column. The rows of a half lie 4 by 4, g / 4 * 8 apart.
                         const int line = 8 * j + 2 * t, chunk = (g / 4 * 2 + half) ^ t;

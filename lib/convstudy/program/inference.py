@@ -137,11 +137,12 @@ class Inference:
         if op.norm or op.bias:
             bias = self._parameter(k, np.float32, lambda state: _folded(op, state)[1])
         problem = low.problem(x.shape, k, (r, s), padding=op.padding, stride=op.stride)
-        relu = op.relu and not op.residual
-        epilogue = Epilogue(relu=relu, pitch=None if y.is_whole else y.pitch)
-        low.convolve("fprop", problem, x, filters, bias, y, epilogue=epilogue)
         if op.residual:
-            low.add(y, low.lies[op.residual], y, op.relu)
+            residual = low.lies[op.residual]
+            low.convolve_and_add(problem, x, filters, bias, residual, y, op.relu)
+        else:
+            epilogue = Epilogue(relu=op.relu, pitch=None if y.is_whole else y.pitch)
+            low.convolve("fprop", problem, x, filters, bias, y, epilogue=epilogue)
         if op.pooled:
             low.pool(y, low.lies[op.pooled])
 

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from convstudy.conv.algorithm import choose, plan
+from convstudy.conv.algorithm import choose, get_algorithm, plan
 from convstudy.conv.epilogue import PLAIN, Epilogue, Scatter
 from convstudy.nn import add_nhwc, images_nhwc, pool_nhwc, upsample_nhwc
 from convstudy.problem import BFLOAT16, ConvProblem
@@ -73,6 +73,22 @@ class Lowering:
         constant = self._constant if which == "fprop" else ()
         launch = plan(name, problem, self.device, epilogue=epilogue)
         self.builder.run(launch, *arrays, constant=constant)
+
+    def convolve_and_add(self, problem, x, filters, bias, residual, y, relu):
+        """Launch a convolution and a sum with another tensor, as one where that loses nothing.
+
+        It is one where the algorithm that suits the convolution by itself can add.
+        """
+        fused = Epilogue(relu=relu, residual=True)
+        best = get_algorithm(choose(problem, self.device))
+        are_whole = residual.is_whole and y.is_whole
+        if are_whole and best.supports(problem, self.device, fused)[0]:
+            launch = plan(best.id, problem, self.device, epilogue=fused)
+            self.builder.run(launch, x, filters, bias, y, residual, constant=self._constant)
+            return
+        epilogue = Epilogue(pitch=None if y.is_whole else y.pitch)
+        self.convolve("fprop", problem, x, filters, bias, y, epilogue=epilogue)
+        self.add(y, residual, y, relu)
 
     def enlarge(self, op, filters, bias):
         """Launch a transposed convolution, filters in the order (r, s, k, c), or interpolation."""

@@ -226,10 +226,11 @@ class Step:
         given = x, self._filters(op.w), self._weight(op.bias) if op.bias else None
         residual = low.lies[op.residual] if op.residual else None
         if op.norm is None:
-            epilogue = Epilogue(relu=op.relu and not residual)
-            low.convolve("fprop", problem, *given, z, epilogue=epilogue)
             if residual:
-                low.add(z, residual, z, op.relu)
+                low.convolve_and_add(problem, *given, residual, z, op.relu)
+            else:
+                epilogue = Epilogue(relu=op.relu)
+                low.convolve("fprop", problem, *given, z, epilogue=epilogue)
             return
         kept = self._kept[op] = _Kept(
             self._builder.tensor(z.shape, low.dtype),

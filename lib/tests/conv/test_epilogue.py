@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""How kernels end: ReLU, results among other channels, scattered, or wider than operands."""
+"""How kernels end: ReLU, residual sums, results among other channels, scattered, or wider."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,11 +183,55 @@ def test_gradients_of_filters_stay_wide(kernel, device, rng):
         tolerance.assert_close(dw, np.moveaxis(expected, 1, 3), pixels)
 
 
+def with_residual(kernel, precision, relu, device):
+    """Yield a problem with images to add to, and plans that do so: whole, split and shared."""
+    exact = {"n": 2, "c": 64, "h": 19, "w": 21, "k": 72}
+    problem = problem_of(precision, **exact)
+    if kernel.endswith("halo"):
+        if precision != "fp32":
+            for choice in algorithm.halo.choices(kernel, problem, device):
+                yield problem, (choice, device)
+        return
+    few = device if device.is_gpu else replace(device, sm_count=3, name="a few multiprocessors")
+    choices = algorithm.hopper.choices(kernel, problem, few)
+    first = list(PRECISIONS).index(precision) + relu
+    for choice in choices if device.is_gpu else choices[first % 5 :: 5]:
+        yield problem, (choice, few)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kernel", ["conv2d_fprop_10_wgmma", "conv2d_fprop_11_halo"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_residual_is_added_once_before_the_relu(kernel, precision, relu, device, rng):
+    to = array_module(device).asarray if device.is_gpu else lambda array: array
+    for problem, (choice, where) in with_residual(kernel, precision, relu, device):
+        x, w, bias = arrays_of(problem, rng)
+        bias = None if relu else bias
+        other = rng.standard_normal(problem.y_shape, np.float32).astype(problem.dtype)
+        launch = planned(kernel, problem, Epilogue(relu=relu, residual=True), choice, where)
+        y = to(np.full(problem.y_shape, np.nan, problem.dtype))
+        given = [array if array is None else to(array) for array in (x, w, bias)]
+        launch.run(where, [*given, y, to(other)])
+        zeros = np.zeros(problem.k) if bias is None else bias
+        expected = result(problem, x, w, zeros, relu=False) + other.astype(np.float64)
+        expected = np.maximum(expected, 0) if relu else expected
+        check(y.get() if device.is_gpu else y, expected, problem)
+
+
 def test_what_cannot_end_so_says_why():
     plain = problem_of("fp32")
     refused = [
         (ALGORITHMS["conv2d_fprop_7_warp_tiles"], plain, Epilogue(relu=True), "cannot end"),
         (ALGORITHMS["conv2d_dgrad_8_mma"], plain, Epilogue(relu=True), "only fprop"),
+        (ALGORITHMS["conv2d_fprop_8_mma"], plain, Epilogue(residual=True), "cannot end"),
+        (ALGORITHMS["conv2d_fprop_9_direct"], plain, Epilogue(residual=True), "cannot end"),
+        (ALGORITHMS["conv2d_dgrad_10_wgmma"], plain, Epilogue(residual=True), "what fprop gives"),
+        (
+            ALGORITHMS["conv2d_fprop_10_wgmma"],
+            plain,
+            Epilogue(residual=True, pitch=72),
+            "an array of its own",
+        ),
         (ALGORITHMS["conv2d_wgrad_8_mma"], plain, Epilogue(wide=True), "bfloat16"),
         (ALGORITHMS["conv2d_fprop_8_mma"], plain, Epilogue(pitch=66), "multiples"),
         (ALGORITHMS["conv2d_fprop_8_mma"], plain, Epilogue(source=Source(66, 9, 9)), "multiples"),
