@@ -86,7 +86,7 @@ class Epilogue:
             *((("RELU", 1),) if self.relu else ()),
             *((("VIEW", view),) if view else ()),
             *((("WIDE", 1),) if self.wide else ()),
-            *((("RESIDUAL", 1),) if self.residual else ()),
+            *((("SUMMAND", 1),) if self.residual else ()),
             *((("STATISTICS", 1),) if self.statistics else ()),
         )
 

@@ -49,7 +49,7 @@ struct Copies {
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_fprop_10_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-#ifdef RESIDUAL
+#ifdef SUMMAND
                       const Out* __restrict__ residual,
 #endif
 #ifdef STATISTICS

@@ -25,7 +25,7 @@
 #define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS}
 #endif
 
-#ifdef RESIDUAL
+#ifdef SUMMAND
 // Another array of out's shape and type is added after the bias, before what is negative becomes 0.
 #undef VIEW_OF
 #define VIEW_OF(COLUMNS, HEIGHT, WIDTH) View{COLUMNS, residual}
@@ -34,7 +34,7 @@ static_assert(VIEW == 0, "what is added lies as out does");
 
 struct View {
     int columns;
-#ifdef RESIDUAL
+#ifdef SUMMAND
     const void* residual;
 #endif
 #if VIEW

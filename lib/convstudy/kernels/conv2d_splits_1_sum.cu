@@ -33,14 +33,14 @@ using Result = float;
 #define PIXELS
 #endif
 
-#ifdef RESIDUAL
+#ifdef SUMMAND
 __device__ __forceinline__ float number(float x) { return x; }
 __device__ __forceinline__ float number(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ bias,
-#ifdef RESIDUAL
+#ifdef SUMMAND
                     const Result* __restrict__ residual,
 #endif
                     Result* __restrict__ y, long long size, int splits, int K PIXELS VIEW_SIZES)
@@ -57,7 +57,7 @@ conv2d_splits_1_sum(const float* __restrict__ parts, const float* __restrict__ b
         for (int split = 1; split < splits; ++split) sum += parts[split * size + at];
         const int column = VIEW || bias ? at % K : 0;
         if (bias) sum += bias[view.filter(column)];
-#ifdef RESIDUAL
+#ifdef SUMMAND
         sum += number(residual[at]);
 #endif
         y[VIEW ? view.at(at / K, column) : at] = activated(sum);

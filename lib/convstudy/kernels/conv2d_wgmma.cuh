@@ -651,7 +651,7 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
     constexpr int LINES = TURNED ? PASS : 16;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     unsigned char* mine = exchange() + warp * EXCHANGE;
-#ifdef RESIDUAL
+#ifdef SUMMAND
     // What is added is read as out is written, whole lines at once, into the places of the numbers
     // that it is added to; those of a pass while the pass before is stored.
     constexpr int PASSES = COLUMNS / PASS, EACH = (LINES * CHUNKS + 31) / 32;
@@ -677,7 +677,7 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
         const int block = warp / 4 * ROWS_64 + m;
 #pragma unroll
         for (int pass = 0; pass < COLUMNS; pass += PASS) {
-#ifdef RESIDUAL
+#ifdef SUMMAND
 #pragma unroll
             for (int n = 0; n < EACH; ++n) {
                 const int i = lane + 32 * n, line = i / CHUNKS, moved = i % CHUNKS ^ line % CHUNKS;
@@ -696,7 +696,7 @@ __device__ __forceinline__ void store(Out* out, const float* bias, Block<COLUMNS
                 const float b1 = bias && at < columns ? bias[view.filter(at) + 1] : 0.0f;
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-#ifdef RESIDUAL
+#ifdef SUMMAND
                     const int place = (8 * j + 2 * t) * OUT_BYTES, row = g + 8 * half;
                     const unsigned char* there = mine + row * (CHUNKS * 16) +
                                                  (place / 16 ^ row % CHUNKS) * 16 + place % 16;

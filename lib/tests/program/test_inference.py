@@ -70,6 +70,34 @@ def test_classes_are_the_networks(name, precision):
     check(network, forward.scores(), images, precision)
 
 
+def sums(width):
+    """Return how many residuals have a launch of their own, and how many are part of another."""
+    network = ResNet.initialised(0, 18, num_classes=8, width=width)
+    steps = Inference(network, (1, 3, 64, 64), "bf16", EMULATOR, loaded=False).program.steps
+    return (
+        sum(launch.kernel.startswith("add_") for launch, _ in steps),
+        sum(launch.defines.count(("SUMMAND", 1)) for launch, _ in steps),
+    )
+
+
+def test_residuals_are_added_where_a_convolution_writes():
+    assert sums(64) == (0, 8)
+    # Of so few channels, the first block is filtered by kernels that add nothing.
+    own, fused = sums(12)
+    assert own >= 2
+    assert own + fused == 8
+
+
+def test_classes_are_the_networks_with_residuals_added_so():
+    network, images = classifier_of("resnet18", 32), images_of((1, 3, 33, 34)) - 0.5
+    forward = Inference(network, images.shape, "tf32", EMULATOR)
+    forward.program.allocate(apart=True)
+    forward.reload()
+    forward.load(images)
+    forward.program.run()
+    check(network, forward.scores(), images, "tf32")
+
+
 def test_parameters_are_made_ready_again():
     """Rung 10 takes filters of fp32 in two parts, which are made when parameters are loaded."""
     network = classifier_of("resnet18", width=32)
