@@ -52,6 +52,9 @@ PROBLEMS = (
 _EACH = 3
 _DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}
 _STATISTICS = Epilogue(statistics=True)
+_RESIDUAL = Epilogue(residual=True)
+# Sums so long, of so few outputs, that all blocks have a part of each.
+_LONG = ConvProblem(4, 64, 96, 96, 64, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def cases(where):
             yield from _of_kernel(row, where)
         if row.count_tiles:
             yield from _of_statistics(row, where)
+            yield from _of_sums(row, where)
     for method in KERNELS.values():
         yield Case(method, (), lambda method=method: _check_function(method, where))
     yield from _of_programs(where)
@@ -125,6 +129,24 @@ def _of_statistics(row, where):
             yield Case(name, (*launch.all_launches, merged), run)
 
 
+def _of_sums(row, where):
+    """Yield, in each precision, a kernel that adds a residual, and one whose blocks share sums."""
+    for precision in row.precisions:
+        kind = {"dtype": _DTYPES[precision], "precision": precision, "layout": "NHWC"}
+        problem = replace(PROBLEMS[3], k=72, **kind)
+        if row.supports(problem, where, _RESIDUAL)[0]:
+            launch = row.plan(problem, where, epilogue=_RESIDUAL)
+            run = functools.partial(_check, row, problem, launch, where, adds=True)
+            yield Case(f"residual of {row.id} {precision}", launch.all_launches, run)
+        problem = replace(_LONG, **kind)
+        choices = row.choices(problem, where) if row.supports(problem, where)[0] else ()
+        shared = [each for each in choices if getattr(each, "rounds", None) is not None]
+        for choice in shared[:1]:
+            launch = row.plan(problem, where, choice)
+            run = functools.partial(_check, row, problem, launch, where)
+            yield Case(f"shared sums of {row.id} {precision}", launch.all_launches, run)
+
+
 def _check_statistics(problem, launch, merged, tiles, where):
     """Compare them with those of what was written, which is compared elsewhere."""
     rng, xp = np.random.default_rng(problem.terms), array_module(where)
@@ -147,7 +169,7 @@ def _check_statistics(problem, launch, merged, tiles, where):
     tolerance.assert_close(found, expected, len(y), dtype=np.float32)
 
 
-def _check(row, problem, launch, where):
+def _check(row, problem, launch, where, adds=False):
     """Run into an array that is not written yet, so that initcheck sees what a kernel leaves."""
     rng = np.random.default_rng(problem.terms)
     shapes = {"x": problem.x_shape, "w": problem.w_shape, "dy": problem.y_shape}
@@ -163,8 +185,10 @@ def _check(row, problem, launch, where):
         given.append(xp.asarray(bias))
     result = {"fprop": "dy", "dgrad": "x", "wgrad": "w"}[row.which]
     out = device.empty(shapes[result], where, problem.dtype)
-    launch.run(where, (*given, out))
+    launch.run(where, (*given, out, *([xp.asarray(host["dy"])] if adds else [])))
     truth, terms = _truth(row.which, problem, *host.values(), bias)
+    if adds:
+        truth = truth + host["dy"].astype(float)
     actual = out if xp is np else out.get()
     tolerance.assert_close(actual, truth, terms, dtype=np.float32, precision=problem.precision)
 
