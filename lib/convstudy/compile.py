@@ -129,6 +129,21 @@ class Cubin:
     stack_bytes: int
 
 
+def _nvrtc():
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+    except ImportError as error:
+        raise RuntimeError(
+            "compile.cubin needs CuPy and NVRTC; install the extra `cuda` (`make setup` does)"
+        ) from error
+    return nvrtc
+
+
+def compiler_version():
+    """Return NVRTC's version as text, such as ``13.0``; errors as of `cubin`."""
+    return ".".join(map(str, _nvrtc().getVersion()))
+
+
 @functools.cache
 def cubin(kernel, arch, defines=()):
     """Compile `kernel` for `arch` (such as ``sm_90``) through NVRTC; no GPU is needed.
@@ -138,12 +153,7 @@ def cubin(kernel, arch, defines=()):
     RuntimeError
         Where NVRTC is missing, or refuses the source: its log is the message.
     """
-    try:
-        from cupy_backends.cuda.libs import nvrtc
-    except ImportError as error:
-        raise RuntimeError(
-            "compile.cubin needs CuPy and NVRTC; install the extra `cuda` (`make setup` does)"
-        ) from error
+    nvrtc = _nvrtc()
     if arch == "sm_90" and _is_for_hopper(kernel):
         arch = _HOPPER
     program = nvrtc.createProgram(source(kernel, defines), f"{kernel}.cu", (), ())

@@ -2,6 +2,7 @@
 """From the text of a .cu file to a shared object, through g++ and a cache on disk."""
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -100,16 +101,22 @@ def _run(command, *arguments):
 def _cached(name, make, *inputs):
     """Return the file `name`-<hash of `inputs`>.so, calling `make(path)` where it is missing.
 
-    It appears under its name only when it is complete: processes may build it side by side.
+    It appears under its name only when it is complete. Of processes that need it at the same time,
+    as ranks do, one builds it, and the others wait.
     """
     digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:24]
     path = CACHE / f"{name}-{digest}.so"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    if path.exists():
+        return path
+    CACHE.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as held, tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not path.exists():
             built = Path(folder) / path.name
             make(built)
             built.rename(path)
+        lock.unlink(missing_ok=True)
     return path
 
 

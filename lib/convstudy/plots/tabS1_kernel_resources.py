@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What every kernel occupies on a chip, as its compiler says: registers, shared memory, spills."""
 
+import hashlib
 import itertools
+import json
 import multiprocessing
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 
-from convstudy import compile
+from convstudy import compile, paths
 from convstudy.conv.algorithm import ALGORITHMS
 from convstudy.plots.save import Drawn
 
@@ -48,11 +52,30 @@ def _takes_bf16(kernel):
 
 
 def _compiled(cases):
+    files = [_file(case) for case in cases]
+    missing = [case for case, file in zip(cases, files, strict=True) if not file.exists()]
     # A process each: what the assembler makes of a large kernel depends a little on what the same
     # process compiled before.
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(_TOGETHER, mp_context=fresh, max_tasks_per_child=1) as pool:
-        return list(pool.map(_row, cases))
+        list(pool.map(_compile, missing))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def _file(case):
+    """Return where the row of a case is kept, as long as text and compiler stay the same."""
+    kernel, dtype, arch = case
+    text = "\0".join((compile.source(kernel, _DTYPES[dtype]), arch, compile.compiler_version()))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return paths.BUILD / "resources" / f"{kernel}-{digest}.json"
+
+
+def _compile(case):
+    file = _file(case)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as kept:
+        json.dump(_row(case), kept)
+    Path(kept.name).rename(file)
 
 
 def _row(case):
