@@ -52,8 +52,8 @@ def compare(table):
             | {
                 "ours_ms": 1e3 * ours["median_s"],
                 "ratio_to_best": statistics.speedup(ours["median_s"], best["median_s"]),
-                "ours_peak_bytes": ours["peak_bytes"],
-                "pytorch_peak_bytes": best["peak_bytes"],
+                "ours_peak_bytes": ours["value_peak_bytes"],
+                "pytorch_peak_bytes": best["value_peak_bytes"],
                 "error": ours["error"],
                 "stale": bool(group["stale"].any()),
             }

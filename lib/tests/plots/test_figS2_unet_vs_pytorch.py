@@ -25,7 +25,7 @@ def made(times=TIMES, **more):
             "side": side,
             "layout": layout,
             "median_s": seconds,
-            "peak_bytes": peak,
+            "value_peak_bytes": peak,
             "error": 0.01,
         }
         | more

@@ -177,6 +177,7 @@ def test_environments_are_the_paper_s(table):
         ["1 GPU, tiled", "resident"],
     ]
     assert vgg["network_speedup"].tolist() == pytest.approx([1, 10.5 / 4.5, 10.5 / 2, 10.5 / 0.9])
+    assert vgg["functions_s"].tolist() == pytest.approx([10, 4, 1.5, 0.4])
     assert vgg["convolution_share"].tolist() == pytest.approx([0.9, 0.75, 1 / 3, 0.75])
     shown = tabS4_environments.display(plotted)
     assert shown["times as fast"].iloc[2] == "5.2×"
