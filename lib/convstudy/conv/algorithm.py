@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from convstudy.compile import Launch, source_sha256
-from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned
+from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned, windows
 from convstudy.conv.epilogue import PLAIN, Epilogue, fits
 from convstudy.device import CPU, EMULATOR
 
@@ -285,6 +285,7 @@ _gemm = functools.partial(_row, gemm)
 _direct = functools.partial(_row, direct)
 _hopper = functools.partial(_row, hopper)
 _halo = functools.partial(_row, halo)
+_windows = functools.partial(_row, windows)
 
 
 def _through_blas(compute):
@@ -358,6 +359,7 @@ _ROWS = (
     _hopper("conv2d_wgrad_10_wgmma", "warpgroups, back to the filters"),
     _halo("conv2d_fprop_11_halo", "patches with their halo, once for all taps"),
     _halo("conv2d_dgrad_11_halo", "patches with their halo, back to the input"),
+    _windows("conv2d_wgrad_11_halo", "windows with their halo, back to the filters"),
 )
 
 ALGORITHMS = {row.id: row for row in _ROWS}

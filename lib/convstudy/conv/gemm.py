@@ -12,6 +12,8 @@ from convstudy.compile import Launch, Sequence
 from convstudy.conv.epilogue import PLAIN
 
 _MOST_BLOCKS = 2**31 - 1
+# Threads that are enough to hide what loads wait for, on a large GPU.
+_BUSY = 2**18
 # A line of a tile that runs along depth has as many bytes, and so has a vector.
 _LINE_BYTES, _VECTOR_BYTES = 128, 16
 
@@ -280,11 +282,13 @@ def with_epilogue(launch, epilogue):
 
 def total(size, splits, columns, problem, epilogue=PLAIN):
     """Return the launch that adds up `splits` parts of `size` numbers each of a result."""
-    threads, each = 256, 4
+    threads, each, groups = 256, 4 if size >= 4 * _BUSY else 1, 1
+    while size * groups < _BUSY and groups < 8 and splits >= 8 * groups:
+        groups *= 2
     is_bf16 = problem.dtype == "bfloat16" and not epilogue.wide
     return Launch(
         "conv2d_splits_1_sum",
-        (math.ceil(size / (threads * each)),),
+        (math.ceil(size / (threads // groups * each)),),
         (threads,),
         (
             *(np.int64(size), splits, columns),
@@ -293,6 +297,7 @@ def total(size, splits, columns, problem, epilogue=PLAIN):
         ),
         (
             *(("THREADS", threads), ("EACH", each)),
+            *((("GROUPS", groups),) if groups > 1 else ()),
             *((("BF16", 1),) if is_bf16 else ()),
             *replace(epilogue, wide=False).constants,
         ),

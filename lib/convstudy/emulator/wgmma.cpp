@@ -136,8 +136,7 @@ void Products::enqueue(void* const* lanes) {
     for (unsigned lane = 0; lane < WARP; lane++) {
         const Asked& asked = of<Asked>(lanes, lane);
         product.d[lane] = asked.d;
-        if (product.a_is_in_registers)
-            memcpy(product.a_words[lane], asked.a_words, sizeof product.a_words[lane]);
+        product.a_words[lane] = asked.a_words;
     }
     queue.products.push_back(product);
 }

@@ -43,7 +43,7 @@ struct Order {
 struct Product : Order {
     uint32_t warp, group;  // of the block; of those that the warp committed
     float* d[WARP];
-    unsigned a_words[WARP][4];
+    const unsigned* a_words[WARP];
 };
 
 // They are made when they are waited for: until then their sums are not there, and what they

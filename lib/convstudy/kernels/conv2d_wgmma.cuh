@@ -72,7 +72,13 @@ constexpr int REGISTERS_PRODUCER = 40;
 #endif
 constexpr int REGISTERS_CONSUMER =
     (REGISTERS * (CONSUMERS + 1) - REGISTERS_PRODUCER) / CONSUMERS / 8 * 8;
+#ifdef WINDOWS
+// Of 64 channels, a tile's places and up to 8 more: a window, which serves all taps of a row.
+constexpr int LINES_64 = BF16 ? 1 : 2, BYTES_LINES = (TILE_D + 8) * 128;
+constexpr int BYTES_A = WINDOWS * LINES_64 * BYTES_LINES;
+#else
 constexpr int BYTES_A = PATCHES ? 0 : TILE_M * 128;
+#endif
 constexpr int BYTES_B = TILE_N * 128;
 constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
 // A patch of pixels with its halo, on whole kilobytes, where the exchange of chunks begins anew.

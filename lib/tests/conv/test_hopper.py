@@ -9,7 +9,8 @@ from problems import UNET_PROBLEMS
 from test_gemm import PASSES, check, of
 
 from convstudy import compile, device, emulator, tolerance
-from convstudy.conv import algorithm, halo, hopper, reference
+from convstudy.conv import algorithm, gemm, halo, hopper, reference, windows
+from convstudy.conv.epilogue import Epilogue, Source
 from convstudy.device import EMULATOR, Device
 from convstudy.measure.suites.network import unet
 from convstudy.problem import ConvProblem
@@ -36,6 +37,8 @@ PROBLEMS = {
 
 
 def family(kernel):
+    if kernel == "conv2d_wgrad_11_halo":
+        return windows
     return halo if kernel.endswith("_halo") else hopper
 
 
@@ -58,12 +61,13 @@ def test_kernels_on_the_gpu_agree_with_float64(title, kernel, precision, rng):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_on_the_emulator_agree_with_float64(kernel, precision, rng):
-    problem = PROBLEMS["2x4, not padded"]
+    problem = PROBLEMS["two images" if family(kernel) is windows else "2x4, not padded"]
     ok, reason = algorithm.get_algorithm(kernel).supports(of(problem, precision), EMULATOR)
     if ok:
         check(kernel, problem, precision, EMULATOR, rng)
     else:
-        assert (family(kernel), precision) == (halo, "fp32"), reason
+        assert kernel.endswith("_halo"), reason
+        assert precision == "fp32", reason
 
 
 def wide(kernel):
@@ -76,8 +80,10 @@ def some_choices(kernel, precision):
     """Return a part of all tiles, another for each kernel and precision, whole or split."""
     found = family(kernel).choices(kernel, of(wide(kernel), precision), ONE_SM)
     first = KERNELS.index(kernel) + PRECISIONS.index(precision)
-    if kernel.endswith("_halo"):
+    if family(kernel) is halo:
         return found[first % 2 :: 2]
+    if family(kernel) is windows:
+        return [windows.Choice(3, 64), windows.Choice(1, 128, 3)][:: 1 - 2 * (first % 2)]
     tiles = list(dict.fromkeys(choice.tile for choice in found))[first % 4 :: 4]
     return [hopper.Choice(tile, 1 + 3 * ((first + i) % 2)) for i, tile in enumerate(tiles)]
 
@@ -249,6 +255,66 @@ def test_sharing_evenly_spills_no_register(which, precision):
         assert compile.cubin(kernel, "sm_90", defines).spill_bytes == 0
 
 
+# ---- windows, backwards to the filters -----------------------------------------------------------
+# Lines shorter than a tile, as long, and a little longer; filters that fill no tile; padding that
+# is none, or is not the same both ways.
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ConvProblem(2, 64, 3, 5, 64, 3, 3, padding=(1, 1)),
+        ConvProblem(1, 64, 4, 64, 192, 3, 3, padding=(1, 1)),
+        ConvProblem(1, 128, 3, 67, 128, 3, 3, padding=(0, 2)),
+        ConvProblem(3, 64, 5, 35, 64, 3, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_windows_end_with_their_lines(problem, precision, rng, monkeypatch):
+    for choice in (windows.Choice(3, 64, 2), windows.Choice(1, 128)):
+        run_choice("conv2d_wgrad_11_halo", problem, precision, choice, ONE_SM, rng, monkeypatch)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_windows_may_be_of_a_wider_array(precision, rng):
+    problem = of(ConvProblem(2, 64, 4, 7, 64, 3, 3, padding=(1, 1)), precision)
+    wider = rng.standard_normal((2, 5, 9, 160), dtype=np.float32).astype(problem.dtype)
+    x, dy = wider[:, :4, 1:8, 32:96], rng.standard_normal((2, 4, 7, 64), dtype=np.float32)
+    epilogue = Epilogue(source=Source(160, 9 * 160, 5 * 9 * 160))
+    launch = windows.plan("conv2d_wgrad_11_halo", problem, ONE_SM, epilogue=epilogue)
+    first = wider.reshape(-1)[160 + 32 :]
+    dw = np.full((64, 3, 3, 64), np.nan, np.float32).astype(problem.dtype)
+    launch.run(ONE_SM, [first, dy.astype(problem.dtype), dw])
+    moved = (np.moveaxis(a.astype(problem.dtype).astype(float), 3, 1) for a in (x, dy))
+    expected = np.moveaxis(reference.conv2d_wgrad(*moved, (3, 3), (1, 1), (1, 1)), 1, 3)
+    tolerance.assert_close(dw, expected, 56, dtype=np.float32, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"r": 5, "s": 5}, "the filter is 5 x 5"),
+        ({"stride": (1, 2)}, "neighbouring outputs"),
+        ({"c": 96}, "C=96 is no multiple"),
+    ],
+)
+def test_windows_refuse_with_a_reason(change, reason):
+    problem = of(dataclasses.replace(PROBLEMS["two images"], **change), "tf32")
+    ok, why = algorithm.get_algorithm("conv2d_wgrad_11_halo").supports(problem, EMULATOR)
+    assert not ok
+    assert reason in why
+
+
+@pytest.mark.parametrize("splits", [3, 16, 64])
+@pytest.mark.parametrize("size", [70, 1024])
+def test_groups_of_threads_add_parts_up(size, splits, rng):
+    parts = rng.standard_normal((splits, size), dtype=np.float32)
+    total = np.full(size, np.nan, np.float32)
+    launch = gemm.total(size, splits, size, of(PROBLEMS["1x1"], "fp32"))
+    assert dict(launch.defines).get("GROUPS", 1) == {3: 1, 16: 4, 64: 8}[splits]
+    launch.run(EMULATOR, [parts, None, total])
+    np.testing.assert_allclose(total, parts.astype(float).sum(0), atol=1e-4)
+
+
 # What is taken away from a kernel, what stands there instead, and how the emulator finds it.
 FULL = "barrier_wait(full(turn.stage), turn.parity);"
 EMPTY = "barrier_wait(empty(turn.stage), turn.parity ^ 1);"
@@ -274,6 +340,26 @@ FAULTS = {
     "lines exchanged before stored": ("fp32", "__syncwarp();\n        }", "}", RACE),
     "a patch multiplied before it is full": ("halo", PATCH_FULL, "", RACE),
     "a patch overwritten before it was multiplied": ("halo", PATCH_EMPTY, "", RACE),
+    "a window read before it is full": ("windows", FULL, "", TOO_SOON),
+    "a window given back while it is read": (
+        "windows",
+        "wgmma_wait<0>();\n            sums.keep();\n            release(empty(turn.stage));",
+        "release(empty(turn.stage));\n            wgmma_wait<0>();\n            sums.keep();",
+        RACE,
+    ),
+    "pixels overwritten while they are multiplied": (
+        "windows",
+        "if (next >= AHEAD) wgmma_wait<AHEAD - 1>();",
+        "",
+        AssertionError,
+    ),
+    "a tap that reads another's pixels": ("windows", "% 4 + tap % S;", "% 4;", AssertionError),
+    "a line of dy that runs on into the next": (
+        "windows",
+        "(Q - 1) / TILE_D + 1",
+        "Q / TILE_D",
+        AssertionError,
+    ),
 }
 
 
@@ -285,6 +371,9 @@ def test_a_fault_planted_in_a_kernel_is_found(title, rng, monkeypatch):
         # One tap, so that patches follow as fast as filters do; several go round.
         kernel, precision = "conv2d_fprop_11_halo", "bf16"
         problem = ConvProblem(1, 320, 5, 7, 64, 1, 1)
+    elif precision == "windows":
+        kernel, precision = "conv2d_wgrad_11_halo", "tf32"
+        problem = ConvProblem(2, 64, 9, 36, 64, 3, 3, padding=(1, 1))
     whole = compile.source
 
     def faulty(name, defines=()):
