@@ -98,7 +98,7 @@ def _steps(problem):
 
 
 def choices(kernel, problem, device):
-    """Return all `Choice` worth a try: sums that fill half of the multiprocessors, or all, or twice."""
+    """Return all `Choice` worth a try: sums that fill half the multiprocessors, all, or twice."""
     found = []
     for tile in _TILES:
         if tile.columns > 64 and problem.k <= 64:
