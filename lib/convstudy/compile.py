@@ -89,10 +89,12 @@ def source_sha256(kernel, defines=()):
     """Return the hash by which a record knows which text of a kernel it measured.
 
     Unless it is asked for, what a kernel does for statistics, say, is no part of it: no compiler
-    sees that, and the kernel is the one that it was before it could do so.
+    sees that, and the kernel is the one that it was before it could do so. One that does nothing
+    else asks for it itself.
     """
-    unknown = {f"#ifdef {name}" for name in _ASKED_FOR if name not in dict(defines)}
-    return hashlib.sha256(_without(unknown, source(kernel, defines)).encode()).hexdigest()
+    text = source(kernel, defines)
+    unknown = {f"#ifdef {name}" for name in _ASKED_FOR if f"#define {name} " not in text}
+    return hashlib.sha256(_without(unknown, text).encode()).hexdigest()
 
 
 def _without(conditions, text):

@@ -36,7 +36,7 @@ def test_every_kernel_is_among_the_cases_in_every_precision_that_it_has_code_for
         assert not row.plan or 2 <= len(sizes) <= 3, row.id
         if "bf16" in row.precisions and row.plan:
             assert any(" bf16 " in case.name for case in own), row.id
-    assert len(cases) < 130
+    assert len(cases) < 150
 
 
 def case(pattern):

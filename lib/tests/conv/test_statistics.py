@@ -213,13 +213,13 @@ def seen(text):
 def test_without_them_a_kernel_is_the_text_that_was_measured(kernel):
     """What the hash leaves out is what no compiler sees."""
     text = compiler.source(kernel)
-    conditions = {f"#ifdef {name}" for name in compiler._ASKED_FOR}
-    plain = compiler._without(conditions, text)
-    assert not any(name in plain for name in compiler._ASKED_FOR)
+    asked_for = [name for name in compiler._ASKED_FOR if f"#define {name} " not in text]
+    plain = compiler._without({f"#ifdef {name}" for name in asked_for}, text)
+    assert not any(name in plain for name in asked_for)
     assert seen(plain) == seen(text)
     hashes = {compiler.source_sha256(kernel, ((name, 1),)) for name in compiler._ASKED_FOR}
     assert compiler.source_sha256(kernel) not in hashes
-    for path in paths.KERNELS.iterdir():
+    for path in paths.KERNELS.glob("*.cuh"):
         text = path.read_text()
         assert not any(f"define {name}" in text for name in compiler._ASKED_FOR), path
 

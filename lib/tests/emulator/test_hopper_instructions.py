@@ -430,6 +430,7 @@ PRODUCT = """
     __syncthreads();
     barrier_wait(barrier, 0);
     const uint64 da = describe(a, 1024, 64 * 128), db = describe(b, 1024, 64 * 128);
+    unsigned fa[4][4];  // of each product, which reads them until it is waited for
     keep(d);
     wgmma_fence();
     for (int k = 0; k < 4; ++k) {
@@ -443,12 +444,11 @@ PRODUCT = """
 """
 FROM_SHARED = "wgmma_tf32(d, move(da, k * 32), move(db, k * 32), ADD || k)"
 FROM_REGISTERS = """
-    unsigned fa[4];
     for (int i = 0; i < 4; ++i) {
         const int byte = (warp * 16 + g + i % 2 * 8) * 128 + (k * 8 + t % 4 + i / 2 * 4) * 4;
-        fa[i] = *(const unsigned*)(a + (byte ^ (byte >> 7 & 7) << 4));
+        fa[k][i] = *(const unsigned*)(a + (byte ^ (byte >> 7 & 7) << 4));
     }
-    wgmma_tf32(d, fa, move(db, k * 32), ADD || k)
+    wgmma_tf32(d, fa[k], move(db, k * 32), ADD || k)
 """
 OF_BF16 = """
     wgmma_bf16<ACROSS_A, ACROSS_B>(d, move(da, k * (ACROSS_A ? 2048 : 32)),
