@@ -74,6 +74,9 @@ def _parser():
         "--missing", action="store_true", help="only what has no fresh record in that folder"
     )
     measure.add_argument("--quick", action="store_true", help="fewer repetitions")
+    measure.add_argument(
+        "--stop-after", type=float, metavar="SECONDS", help="begin no case of a suite after so long"
+    )
     measure.add_argument("--list", action="store_true", help="list the suites and their options")
 
     sanitize = command("sanitize", _sanitize, "run every kernel under compute-sanitizer")
@@ -179,7 +182,7 @@ def _measure(arguments):
             if suite.why_not():
                 print(f"{suite.name}: left out: {suite.why_not()}")
         suites = [suite for suite in suites if not suite.why_not()]
-    return _run(suites, arguments.machine, given, arguments.quick)
+    return _run(suites, arguments.machine, given, arguments.quick, arguments.stop_after)
 
 
 def _described(suite):
@@ -187,7 +190,7 @@ def _described(suite):
     return f"{suite.name:14}{suite.title}" + (f" ({options})" if options else "")
 
 
-def _run(suites, machine, given, quick):
+def _run(suites, machine, given, quick, stop_after_s=None):
     """Run each suite with those of the given options that it has; return 1 where one failed."""
     from convstudy.measure import runner
 
@@ -195,7 +198,8 @@ def _run(suites, machine, given, quick):
     for suite in suites:
         own = {name: value for name, value in given.items() if name in suite.options}
         try:
-            runner.run(suite, machine, (suite.quick if quick else {}) | own)
+            options = (suite.quick if quick else {}) | own
+            runner.run(suite, machine, options, stop_after_s=stop_after_s)
         except RuntimeError as error:
             print(f"convstudy: {error}", file=sys.stderr)
             status = 1

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""What each rank does to be timed: ``mpiexec -n 2 python -m convstudy.measure.ranked <job>``.
+"""What each rank does to be timed: ``mpiexec -n 2 python -m convstudy.measure.ranked``.
 
 All ranks do the same thing at the same time, and a sample is the time of the slowest of them.
-Rank 0 prints one JSON list of rows, of which `suites.scaling` makes its results.
+Rank 0 reads a job from each line of its input, and answers by a line, a JSON list of rows, of which
+`suites.scaling` makes its results. So ranks are started once for many jobs: that takes them longer
+than most jobs do.
 """
 
 import contextlib
 import functools
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -74,42 +75,68 @@ class Job:
     is_pytorch: bool = False
 
 
-def run(count, job, timeout_s=1500):
-    """Return the rows of a job on `count` ranks, each {labels, samples, values}.
+class Session:
+    """Ranks that do one job after another, started when they first get one.
 
-    One rank on a GPU is this process; more are started by MPI's launcher, and on CPUs each has a
-    core.
+    They end with the session, or where one of them fails: the next job then starts others.
 
-    Raises
-    ------
-    RuntimeError
-        Where a rank fails; the message is its reason.
+    Parameters
+    ----------
+    timeout_s : float
+        How long a job may take.
     """
-    if count == 1 and job.processor == "gpu":
-        return measure(Alone(), job)
-    words = ("-m", "convstudy.measure.ranked", json.dumps(asdict(job)))
-    if count == 1:
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    else:
-        done = launch.run_ranks(count, *words, timeout_s=timeout_s)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("convstudy: ")]
-        raise RuntimeError((said or done.stderr.splitlines() or ["ranks ended"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def __init__(self, timeout_s=1500):
+        self._timeout_s, self._started = timeout_s, {}
+
+    def run(self, count, job):
+        """Return the rows of a job on `count` ranks, each {labels, samples, values}.
+
+        One rank on a GPU is this process; more are started by MPI's launcher, and on CPUs each
+        has a core.
+
+        Raises
+        ------
+        RuntimeError
+            Where a rank fails; the message is its reason.
+        """
+        if count == 1 and job.processor == "gpu":
+            return _Member(Alone()).measure(job)
+        if count not in self._started:
+            self._started[count] = launch.Conversation(count, "-m", "convstudy.measure.ranked")
+        try:
+            return json.loads(self._started[count].ask(json.dumps(asdict(job)), self._timeout_s))
+        except RuntimeError:
+            self._started.pop(count).end()
+            raise
+
+    def end(self):
+        """End all ranks."""
+        while self._started:
+            self._started.popitem()[1].end()
 
 
-def measure(ranks, job):
-    """Return the rows of a job; on all ranks the same."""
-    if job.is_pytorch:
-        beside = _Beside(ranks, job)
-        rows = [row for amount in job.images for row in beside(amount)]
-        beside.close()
-        return rows
-    # One GPU alone has nothing to say, and is timed without what several say it by.
-    several = job.processor == "gpu" and ranks.size > 1
-    gpus = Nccl(ranks, own_gpu(ranks, devices())) if several else None
-    work = _WORK[job.what](ranks, gpus, job)
-    return [row for amount in job.images for row in work(amount)]
+class _Member:
+    """One rank, and the GPU that it keeps from job to job where there are several."""
+
+    def __init__(self, ranks):
+        self._ranks = ranks
+
+    @functools.cached_property
+    def _gpus(self):
+        return Nccl(self._ranks, own_gpu(self._ranks, devices()))
+
+    def measure(self, job):
+        """Return the rows of a job; on all ranks the same."""
+        if job.is_pytorch:
+            beside = _Beside(self._ranks, job)
+            rows = [row for amount in job.images for row in beside(amount)]
+            beside.close()
+            return rows
+        # One GPU alone has nothing to say, and is timed without what several say it by.
+        several = job.processor == "gpu" and self._ranks.size > 1
+        work = _WORK[job.what](self._ranks, self._gpus if several else None, job)
+        return [row for amount in job.images for row in work(amount)]
 
 
 def _row(labels, samples=(), **values):
@@ -389,19 +416,18 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def main():
-    """Do one job on this rank; rank 0 prints its rows."""
-    job = Job(**json.loads(sys.argv[1]))
-
-    def work(ranks):
+def serve(ranks):
+    """Do the jobs that rank 0 reads, and let it answer, until there are no more."""
+    member, waiting = _Member(ranks), ranks.split(0)
+    waiting.patience_s = float("inf")  # another number of ranks may have the next job
+    while line := waiting.tell(sys.stdin.readline() if ranks.rank == 0 else None):
+        job = Job(**json.loads(line))
         if job.processor == "cpu":
             _stay_on_core(ranks.rank)
-        rows = measure(ranks, job)
+        rows = member.measure(job)
         if ranks.rank == 0:
-            print(json.dumps(rows), flush=True)
-
-    launch.run(work)
+            launch.answer(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    main()
+    launch.run(serve)

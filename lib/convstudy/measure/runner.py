@@ -18,12 +18,13 @@ from convstudy.records.journal import Journal
 
 LOCAL = paths.LOCAL_MEASUREMENTS.name
 SEED = 2023
+_TIME_WAS_UP = "time was up before it; measure again, with more or without --stop-after"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # What leads to a file from the root; neither a URL, nor a fraction, nor a relative path.
 _FOLDERS = re.compile(r"(?<![\w.~:/)])/(?:[\w.+@~-]+/)+")
 
 
-def run(suite, machine=LOCAL, options=None, say=print):
+def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
     """Measure `suite` on this machine and return the path of its record.
 
     Parameters
@@ -36,6 +37,8 @@ def run(suite, machine=LOCAL, options=None, say=print):
         Other than the suite's defaults; text is read as the default's type.
     say : callable
         Takes one line at a time.
+    stop_after_s : float, optional
+        Begin no case after so long: what is left is recorded as skipped.
 
     Raises
     ------
@@ -73,10 +76,11 @@ def run(suite, machine=LOCAL, options=None, say=print):
     if journal.finished:
         say(f"{suite.name}: {len(journal.finished)} cases are finished already; going on")
     began = time.perf_counter()
+    until = began + (float("inf") if stop_after_s is None else stop_after_s)
     if suite.launches and devices():
         prepare(suite.launches(options), devices()[0])
     try:
-        _run_cases(suite, options, journal)
+        _run_cases(suite, options, journal, until)
     except KeyboardInterrupt:
         say(f"{suite.name}: stopped; the same command goes on after the last finished case")
         raise
@@ -87,7 +91,7 @@ def run(suite, machine=LOCAL, options=None, say=print):
     return path
 
 
-def _run_cases(suite, options, journal):
+def _run_cases(suite, options, journal, until):
     cases = list(suite.cases(options))
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -95,9 +99,14 @@ def _run_cases(suite, options, journal):
         raise ValueError(f"suite {suite.name} has two cases {twice[0]!r}; name them apart")
     with tqdm(cases, desc=suite.name, unit="case", disable=None, leave=False) as progress:
         for case in progress:
-            if not _is_finished(journal.finished.get(case.name)):
-                progress.set_postfix_str(case.name)
-                journal.add(case.name, _results(case))
+            if _is_finished(journal.finished.get(case.name)):
+                continue
+            if time.perf_counter() > until:
+                # Not in the journal: a run that goes on has time for it.
+                journal.finished[case.name] = [not_measured(case, "skipped", _TIME_WAS_UP)]
+                continue
+            progress.set_postfix_str(case.name)
+            journal.add(case.name, _results(case))
 
 
 def _is_finished(results):

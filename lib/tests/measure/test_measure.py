@@ -601,6 +601,16 @@ def test_a_killed_run_leaves_no_half_record_and_loses_no_finished_case(when, fol
     assert not list((folder / "build").rglob("*.jsonl"))
 
 
+def test_what_time_was_not_enough_for_is_skipped(folder, monkeypatch):
+    clock = iter(range(100))  # which each case, and the end, asks once
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: float(next(clock)))
+    path = runner.run(tiny_suite.suite(folder), say=lambda line: None, stop_after_s=2)
+    rows = records.load(path)["results"]
+    assert tiny_suite.ran(folder) == ["one", "two"]
+    assert [row["status"] for row in rows] == ["ok"] * 2 + ["skipped"] * 3
+    assert all("--stop-after" in row["reason"] for row in rows[2:])
+
+
 def _interrupt():
     raise KeyboardInterrupt
 

@@ -318,3 +318,41 @@ def test_ranks_that_have_the_same_are_named_together():
 
 def test_the_error_of_all_ranks_has_an_exit_status():
     assert RanksError("x").exit_status == 2
+
+
+# ---- a conversation
+
+ECHO = """
+import sys
+from convstudy.parallel import launch
+for line in sys.stdin:
+    print("said by a library")
+    if line.strip() == "die":
+        sys.exit("convstudy: rank 0 of 1: it was asked to")
+    launch.answer(line.strip().upper())
+"""
+SILENT = "import sys, time; sys.stdin.readline(); time.sleep(60)"
+
+
+@pytest.fixture
+def echo():
+    conversation = launch.Conversation(1, "-c", ECHO)
+    yield conversation
+    conversation.end()
+
+
+def test_each_question_has_its_answer(echo):
+    assert [echo.ask(word, 60) for word in ("one", "two")] == ["ONE", "TWO"]
+
+
+def test_ranks_that_end_say_why_and_answer_no_more(echo):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="rank 0 of 1: it was asked to"):
+            echo.ask("die", 60)
+
+
+def test_an_answer_that_never_comes_is_not_waited_for():
+    silent = launch.Conversation(1, "-c", SILENT)
+    with pytest.raises(RuntimeError, match="1 rank has not answered for 0.2 s"):
+        silent.ask("anything", 0.2)
+    silent.end()

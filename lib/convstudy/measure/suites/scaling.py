@@ -9,7 +9,7 @@ import os
 
 from convstudy.device import CPU, devices
 from convstudy.measure import pytorch
-from convstudy.measure.ranked import Job, run
+from convstudy.measure.ranked import Job, Session
 from convstudy.measure.suite import Case, Suite, result
 from convstudy.measure.suites.network import HEIGHT, WIDTH, numbers
 from convstudy.models.unet import WIDTH as CHANNELS
@@ -23,23 +23,31 @@ _LARGER = tuple(4**power for power in range(13, 15))
 
 
 def cases(options):
-    """Yield a case for each thing done, precision, number of ranks and cut."""
-    on_gpu = bool(devices())
+    """Yield a case for each thing done, precision, number of ranks and cut; the most wanted first.
+
+    All of them are asked of the same ranks, which end with the last of the cases.
+    """
+    on_gpu, session = bool(devices()), Session()
     counts = _counts(options["gpus"] if on_gpu else options["ranks"])
-    precisions = options["precisions"].split(",") if on_gpu else ["fp32"]
-    for count in counts:
-        for precision in precisions:
-            for what in _WHATS:
-                yield _case(what, precision, count, options)
-                yield _case(what, precision, count, options, is_pytorch=True)
-            if on_gpu:
-                yield _case("inference from the host", precision, count, options)
-            yield _case("timeline", precision, count, options)
-        if count > 1:
-            yield _case("links", "fp32", count, options)
-        if count % 2 == 0:
-            for precision, cut_from in itertools.product(precisions, (CUT_FROM, CUT_FROM - 2)):
-                yield _case("training", precision, count, options, 2, cut_from)
+    several = [count for count in counts if count > 1]
+
+    def of_each(what, counts, *cut, **how):
+        precisions = options["precisions"].split(",") if on_gpu else ["fp32"]
+        for precision, count in itertools.product(precisions, counts):
+            yield _case(session, what, precision, count, options, *cut, **how)
+
+    yield from of_each("training", counts)
+    yield from of_each("training", several, is_pytorch=True)
+    for count in several:
+        yield _case(session, "links", "fp32", count, options)
+    yield from of_each("inference", counts)
+    yield from of_each("timeline", counts)
+    for cut_from in (CUT_FROM, CUT_FROM - 2):
+        yield from of_each("training", [n for n in counts if n % 2 == 0], 2, cut_from)
+    if on_gpu:
+        yield from of_each("inference from the host", counts)
+    yield from of_each("inference", counts, is_pytorch=True)
+    yield from of_each("training", [n for n in counts if n == 1], is_pytorch=True)
 
 
 def _counts(text):
@@ -49,7 +57,9 @@ def _counts(text):
     return [2**power for power in range(len(devices()).bit_length())]
 
 
-def _case(what, precision, count, options, model=1, cut_from=CUT_FROM, is_pytorch=False):
+def _case(
+    session, what, precision, count, options, model=1, cut_from=CUT_FROM, is_pytorch=False
+):
     on_gpu = bool(devices())
     job = Job(
         what,
@@ -77,7 +87,7 @@ def _case(what, precision, count, options, model=1, cut_from=CUT_FROM, is_pytorc
     name += f"/model {model} from {cut_from}" if model > 1 else ""
     name += "/PyTorch" if is_pytorch else ""
     skip = (is_pytorch and pytorch.why_not()) or _why_not(count, on_gpu)
-    return Case(name, lambda: _run(name, labels, count, job), labels, skip)
+    return Case(name, lambda: _run(session, name, labels, count, job), labels, skip)
 
 
 def _amounts(what, count, options, on_gpu):
@@ -104,9 +114,9 @@ def _why_not(count, on_gpu):
     return None
 
 
-def _run(name, labels, count, job):
+def _run(session, name, labels, count, job):
     rows = []
-    for row in run(count, job):
+    for row in session.run(count, job):
         own = labels | row["labels"]
         images = own.pop("images", 0)
         if images:
