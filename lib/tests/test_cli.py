@@ -109,10 +109,10 @@ def suites(monkeypatch):
     monkeypatch.setattr("convstudy.measure.suites.SUITES", {each.name: each for each in three})
     runs = []
 
-    def run(suite, machine, options):
+    def run(suite, machine, options, stop_after_s):
         if options.get("repeats") == "0":
             raise RuntimeError("nothing was measured")
-        runs.append((suite.name, machine, options))
+        runs.append((suite.name, machine, options, *([stop_after_s] if stop_after_s else [])))
 
     monkeypatch.setattr(runner, "run", run)
     return runs
@@ -127,6 +127,11 @@ def test_all_suites_that_can_run_here_are_run_and_the_others_named(suites, capsy
 def test_each_suite_gets_the_options_it_has(suites):
     assert cli.main(["measure", "ladder,memory", "rounds=2", "--quick", "--machine", "h200"]) == 0
     assert suites == [("ladder", "h200", {"repeats": 3}), ("memory", "h200", {"rounds": "2"})]
+
+
+def test_each_suite_is_told_when_its_time_is_up(suites):
+    assert cli.main(["measure", "ladder,memory", "--stop-after", "60"]) == 0
+    assert suites == [("ladder", "local", {}, 60.0), ("memory", "local", {}, 60.0)]
 
 
 def test_a_suite_that_fails_does_not_keep_the_others_from_running(suites, capsys):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """P11: from which batch size on a second GPU pays, with the rest on the CPU and without."""
 
+import itertools
+
 from convstudy.device import devices
 from convstudy.measure.clocks import sample
 from convstudy.measure.suite import Case, Suite, checked, result
@@ -11,13 +13,15 @@ from convstudy.parallel.offload import DataParallelOps
 
 
 def cases(options):
-    """Yield a case for each execution, number of GPUs and batch size."""
-    for gpus in range(1, len(devices()) + 1):
-        for n in numbers(options["n"]):
-            for algorithm in (TILED, BLOCKED):
-                yield _case("resident", algorithm, gpus, n, options["repeats"])
-        for n in numbers(options["n_offload"]):
-            yield _case("offload", TILED, gpus, n, options["repeats"])
+    """Yield a case for each execution, batch size and number of GPUs: tiled first."""
+    resident, offload = numbers(options["n"]), numbers(options["n_offload"])
+    for execution, algorithm, batches in (
+        ("resident", TILED, resident),
+        ("offload", TILED, offload),
+        ("resident", BLOCKED, resident),
+    ):
+        for n, gpus in itertools.product(batches, range(1, len(devices()) + 1)):
+            yield _case(execution, algorithm, gpus, n, options["repeats"])
 
 
 def _case(execution, algorithm, gpus, n, repeats):

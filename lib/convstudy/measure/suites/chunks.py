@@ -19,9 +19,11 @@ def cases(options):
             if chunks <= n:
                 yield _case("sweep", 0, 1, chunks, n, options)
         return
-    for gpus in sorted({1, len(devices())}):
+    counts = sorted({1, len(devices())})
+    for gpus in counts:
         for chunks, streams in ((gpus, 1), (4 * gpus, 2)):
             yield _case("timeline", gpus, streams, chunks, options["n"], options)
+    for gpus in counts:
         for streams in numbers(options["streams"]):
             for chunks in numbers(options["chunks"]):
                 yield _case("sweep", gpus, streams, chunks, options["n"], options)

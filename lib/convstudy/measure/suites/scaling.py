@@ -57,9 +57,7 @@ def _counts(text):
     return [2**power for power in range(len(devices()).bit_length())]
 
 
-def _case(
-    session, what, precision, count, options, model=1, cut_from=CUT_FROM, is_pytorch=False
-):
+def _case(session, what, precision, count, options, model=1, cut_from=CUT_FROM, is_pytorch=False):
     on_gpu = bool(devices())
     job = Job(
         what,
