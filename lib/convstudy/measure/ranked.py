@@ -34,7 +34,7 @@ from convstudy.tolerance import relative_error
 
 _RATE = 1e-4
 # So small a time is of several calls, or the clock and the barrier would be much of it.
-_LONG_ENOUGH_S = 0.02
+_LONG_ENOUGH_S = 0.05
 _MOST_CALLS = 64
 # Of a rank's images, where they come from the host: enough for the copies to hide behind.
 _CHUNKS = 8
