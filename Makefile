@@ -26,9 +26,15 @@ READY := $(VENV)/.ready
 endif
 STUDY := $(BIN)/python -m convstudy
 
+# Notebooks are tested as they draw, and what they have drawn with them.
+PYTEST  := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+DRAWN   := $(CURDIR)/build/drawn
+LONGEST := $(wildcard notebooks/0[6-9]-*.ipynb)
+
 # Whatever else is set on the command line (`make figures chunks=8`) is a parameter of the
 # notebooks, or an option of the suites: passed on one by one, quoted for the shell.
-OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE TOOL VENV BIN READY STUDY
+OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE TOOL \
+	VENV BIN READY STUDY PYTEST DRAWN LONGEST
 quote    = '$(subst ','\'',$(1))'
 one      = $(if $(filter command,$(origin $(1))),$(call quote,$(1)=$(value $(1))))
 GIVEN    = $(foreach name,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(call one,$(name)))
@@ -56,8 +62,12 @@ figures: $(READY)  ## measure what is missing here, draw figures/ from the recor
 	@$(STUDY) figures $(SELECTED) $(FROM) $(GIVEN)
 
 test: $(READY) lint  ## all that CI does: style, layering, tests, notebooks; the GPU's tests need test-gpu
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
-		--nbval-cell-timeout 300 lib/tests notebooks
+	@rm -rf $(DRAWN)
+	@passed=yes; \
+	CONVSTUDY_FIGURES=$(DRAWN) $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 \
+		$(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb)) || passed=; \
+	CONVSTUDY_DRAWN=$(DRAWN) $(PYTEST) lib/tests || passed=; \
+	test "$$passed"
 
 test-gpu: $(READY)  ## the tests that need a GPU, on a machine that has one
 	@$(BIN)/python -m pytest -m gpu lib/tests

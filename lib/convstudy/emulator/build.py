@@ -17,6 +17,7 @@ from convstudy import paths
 from convstudy.emulator.errors import EmulatorError
 
 HERE = Path(__file__).resolve().parent
+_HEADER = "cuda_cpu.h"
 CACHE = paths.BUILD / "emulator"
 
 _RUNTIME = (
@@ -98,14 +99,14 @@ def _run(command, *arguments):
         ) from error
 
 
-def _cached(name, make, *inputs):
-    """Return the file `name`-<hash of `inputs`>.so, calling `make(path)` where it is missing.
+def _cached(name, make, *inputs, suffix=".so"):
+    """Return the file `name`-<hash of `inputs`>, calling `make(path)` where it is missing.
 
     It appears under its name only when it is complete. Of processes that need it at the same time,
     as ranks do, one builds it, and the others wait.
     """
     digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:24]
-    path = CACHE / f"{name}-{digest}.so"
+    path = CACHE / f"{name}-{digest}{suffix}"
     if path.exists():
         return path
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,6 @@ def runtime():
     """Return the path of the compiled scheduler and checker, which every kernel links with."""
     command, toolchain = _toolchain()
     options = (*_COMMON, "-O2", "-shared", "-pthread")
-    texts = [path.read_text() for path in sorted(HERE.glob("*.[hc]*")) if path.suffix != ".py"]
 
     def make(built):
         sources = [str(HERE / name) for name in _RUNTIME]
@@ -139,7 +139,25 @@ def runtime():
         if result.returncode:
             raise EmulatorError(f"the emulator's runtime does not compile:\n{result.stderr}")
 
-    return _cached("runtime", make, toolchain, *options, *texts)
+    return _cached("runtime", make, toolchain, *options, *_texts())
+
+
+@functools.cache
+def _texts():
+    return [path.read_text() for path in sorted(HERE.glob("*.[hc]*")) if path.suffix != ".py"]
+
+
+def _precompiled(options):
+    """Return what g++ makes of the header that every kernel includes: a third of most builds."""
+    command, toolchain = _toolchain()
+
+    def make(built):
+        header = str(HERE / _HEADER)
+        result = _run(command, *options, "-x", "c++-header", header, "-o", str(built))
+        if result.returncode:
+            raise EmulatorError(f"the emulator's header does not compile:\n{result.stderr}")
+
+    return _cached(_HEADER, make, toolchain, *options, *_texts(), suffix=".gch")
 
 
 def kernel(source, entry, filename, checked):
@@ -155,6 +173,8 @@ def kernel(source, entry, filename, checked):
     def make(built):
         unit = built.with_suffix(".cpp")
         unit.write_text(text)
+        # Looked for beside whatever includes the header, and then as it is.
+        (built.parent / f"{_HEADER}.gch").symlink_to(_precompiled(options))
         if re.search(r"\b(asm|__asm__)\b", bare):
             _refuse_assembly(command, options, unit, filename)
         object_file = str(built.with_suffix(".o"))
@@ -179,7 +199,7 @@ def _translation_unit(source, entry, filename, dynamic):
     names = tuple(dict.fromkeys(dynamic))
     labels = " ".join(f'EMU_LABEL("{name}")' for name in (*names, "emu_dynamic"))
     define = f"EMU_DYNAMIC_SHARED({labels})\nextern thread_local char emu_dynamic[];"
-    return f"""#include "cuda_cpu.h"
+    return f"""#include "{_HEADER}"
 #line 1 "{filename}"
 {source}
 #line 1 "(the emulator's call of {entry})"

@@ -53,49 +53,62 @@ def compare(table):
         return pd.DataFrame(columns=COLUMNS)
     layers = list(table["layer"].drop_duplicates())
     rows = []
+    # Rows as dictionaries: of a data frame, a thousand small selections take seconds.
     for key, group in done.groupby(_KEYS, sort=False):
-        vendor = _fastest(group[group["algorithm"] == "cudnn"]).set_index("layer")
-        ours = group[group["algorithm"] != "cudnn"]
-        best = _fastest(ours).assign(algorithm=BEST)
-        for algorithm, chosen in [*ours.groupby("algorithm", sort=False), (BEST, best)]:
-            chosen = chosen[chosen["layer"].isin(vendor.index)].set_index("layer")
-            for layer in chosen.index if algorithm != BEST else ():
-                rows.append(_row(key, layer, algorithm, chosen.loc[[layer]], vendor.loc[[layer]]))
-            if len(chosen) == len(layers):
-                rows.append(_row(key, ALL, algorithm, chosen, vendor.loc[chosen.index]))
+        found = group.to_dict("records")
+        ours = [row for row in found if row["algorithm"] != "cudnn"]
+        vendor = _fastest(row for row in found if row["algorithm"] == "cudnn")
+        kernels = dict.fromkeys(row["algorithm"] for row in ours)
+        for algorithm in (*kernels, BEST):
+            chosen = _fastest(row for row in ours if algorithm in (row["algorithm"], BEST))
+            pairs = {
+                layer: (row, vendor[layer]) for layer, row in chosen.items() if layer in vendor
+            }
+            for layer, pair in pairs.items() if algorithm != BEST else ():
+                rows.append(_row(key, layer, algorithm, [pair]))
+            if len(pairs) == len(layers):
+                rows.append(_row(key, ALL, algorithm, list(pairs.values())))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _fastest(group):
-    return group.sort_values("median_s").drop_duplicates("layer")
+def _fastest(rows):
+    """Return the fastest row of each layer, by layer."""
+    found = {}
+    for row in rows:
+        if row["layer"] not in found or row["median_s"] < found[row["layer"]]["median_s"]:
+            found[row["layer"]] = row
+    return found
 
 
-def _row(key, layer, algorithm, ours, vendor):
-    seconds, flops = ours["median_s"].sum(), ours["flops"].sum()
+def _row(key, layer, algorithm, pairs):
+    ours, vendor = zip(*pairs, strict=True)
+    seconds, theirs, flops = (
+        sum(row[name] for row in rows)
+        for rows, name in ((ours, "median_s"), (vendor, "median_s"), (ours, "flops"))
+    )
     same = dict(zip(_KEYS, key, strict=True))
     return same | {
         "layer": layer,
         "algorithm": algorithm,
         "ours_ms": 1e3 * seconds,
-        "cudnn_ms": 1e3 * vendor["median_s"].sum(),
-        "ratio": statistics.speedup(seconds, vendor["median_s"].sum()),
+        "cudnn_ms": 1e3 * theirs,
+        "ratio": statistics.speedup(seconds, theirs),
         "tflops": statistics.tflops(flops, seconds),
-        "peak_share": statistics.share_of_peak(
-            flops, seconds, ours[_PEAKS[same["precision"]]].iloc[0]
-        ),
-        "max_rel_error": ours["error"].max(),
-        "cudnn_max_rel_error": vendor["error"].max(),
-        "badly_scaled_error": _badly_scaled(ours),
-        "cudnn_badly_scaled_error": _badly_scaled(vendor),
-        "cudnn_passed": bool(vendor["passed"].all()),
-        **ours[_SIZES].iloc[0].astype(int),
-        "stale": bool(ours["stale"].any()),
+        "peak_share": statistics.share_of_peak(flops, seconds, ours[0][_PEAKS[same["precision"]]]),
+        "max_rel_error": _largest(ours, "error"),
+        "cudnn_max_rel_error": _largest(vendor, "error"),
+        "badly_scaled_error": _largest(ours, "value_badly_scaled_error"),
+        "cudnn_badly_scaled_error": _largest(vendor, "value_badly_scaled_error"),
+        "cudnn_passed": all(row["passed"] for row in vendor),
+        **{name: int(ours[0][name]) for name in _SIZES},
+        "stale": any(row["stale"] for row in ours),
     }
 
 
-def _badly_scaled(rows):
-    column = "value_badly_scaled_error"
-    return rows[column].max() if column in rows else float("nan")
+def _largest(rows, name):
+    """Return the largest of those numbers that there are; NaN where there is none."""
+    found = (row.get(name, float("nan")) for row in rows)
+    return max((each for each in found if each == each), default=float("nan"))
 
 
 def display(plotted):

@@ -70,7 +70,13 @@ class Drawn:
 
 
 def save(drawn, folder):
-    """Write ``<name>.csv`` and, where there is a figure, ``.svg`` and ``.png`` into `folder`."""
+    """Write ``<name>.csv`` and, where there is a figure, ``.svg`` and ``.png`` into `folder`.
+
+    Returns
+    -------
+    dict of str to bytes
+        What was written, by the file's ending.
+    """
     contents = {"csv": drawn.csv().encode()}
     if drawn.figure is not None:
         contents |= {"svg": drawn.svg(), "png": drawn.png()}
@@ -78,6 +84,7 @@ def save(drawn, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, content in contents.items():
         (folder / f"{drawn.name}.{suffix}").write_bytes(content)
+    return contents
 
 
 def show(drawn):
@@ -89,13 +96,12 @@ def show(drawn):
     files are then written as well. Where it is not set, as in JupyterLab, nothing is.
     """
     folder = os.environ.get(paths.FIGURES_VARIABLE)
-    if folder:
-        save(drawn, folder)
+    written = save(drawn, folder) if folder else {}
     from IPython.display import Image, Markdown
 
     if drawn.figure is None:
         return Markdown(f"*{NOTHING}*") if drawn.table.empty else drawn.table
-    return Image(data=drawn.png())
+    return Image(data=written.get("png") or drawn.png())
 
 
 def footer(figure, text):

@@ -439,13 +439,14 @@ def test_gradients_in_float32_agree_with_float64(network, training, rng):
         y = network.apply(tape.to_device(x), tape)
         results.append(tape.backward(dy.astype(y.dtype)))
     mine, truth = results
+    whole = np.linalg.norm([np.linalg.norm(gradient) for gradient in truth.values()])
     for key, gradient in mine.items():
         assert gradient.dtype == np.float32
         assert gradient.shape == network.shapes[key]
-        # A bias before a norm has none: what is left of it is rounding.
+        # A bias before a norm has none, what is left of it is rounding; and where one is small, a
+        # single ReLU or maximum that tips over is much of it.
         error, size = np.linalg.norm(gradient - truth[key]), np.linalg.norm(truth[key])
-        if size > 1e-6:
-            assert error < 5e-3 * size, key
+        assert error < 5e-3 * max(size, 1e-2 * whole), key
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn", "resnet18"])

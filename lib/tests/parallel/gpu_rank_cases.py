@@ -28,8 +28,8 @@ from convstudy.train.checkpoints import Checkpoints
 
 CASES = {}
 WHERE = "CONVSTUDY_CASES_ON"
-# Odd, so that what is enlarged has a frame; of four images, as many as there are ranks at most.
-N, SIZE = 4, (35, 34)
+# Odd, so that what is enlarged has a frame; an image for each rank.
+SIZE = 35, 34
 
 
 def case(ranks, *given):
@@ -100,20 +100,31 @@ def device():
     return devices()[0] if os.environ.get(WHERE) == "gpu" else EMULATOR
 
 
-def opened(network, grid, precision="fp32", rule="sgd", **options):
+def network_for(cut_from, precision="fp32", **options):
+    """Return one as narrow as ranks of a row can share it in whole vectors."""
+    least = 8 if cut_from == 0 else 4
+    return network_of(16 if precision == "bf16" else least, **options)
+
+
+def opened(network, grid, precision="fp32", rule="sgd", each=1, **options):
     """Return what trains, every buffer apart and full of NaN until it is written."""
     options = {"device": device(), "clip": 0.5, "bucket_bytes": 4096} | options
     gpus = Grid(Staged(grid.world), grid.row.size, min(grid.cut_from, CUT_FROM))
-    backend = RankedGpuBackend(network, grid, gpus, (N, 3, *SIZE), precision, rule, **options)
+    shape = each * grid.world.size, 3, *SIZE
+    backend = RankedGpuBackend(network, grid, gpus, shape, precision, rule, **options)
     backend.program.allocate(apart=True)
     backend._put_network(network.state_dict())
     backend._replay.run = lambda: backend.program.run(checked=False, reached=backend._reached)
     return backend
 
 
-def own_batch(grid, seed=0):
-    images, masks = batch(N, SIZE, seed)
-    own = grid.share(N)
+def whole_batch(ranks, seed=0, each=1):
+    return batch(each * ranks.size, SIZE, seed)
+
+
+def own_batch(grid, seed=0, each=1):
+    images, masks = whole_batch(grid.world, seed, each)
+    own = grid.share(len(images))
     return images[own], masks[own].astype(np.int32)
 
 
@@ -127,10 +138,10 @@ def bits(state):
 def gradients_are_those_of_one(ranks, model, cut_from, precision, bilinear):
     """Of the whole batch, in float64; the loss and the norm that clips, too."""
     grid = Grid(ranks, model, cut_from)
-    network = network_of(16 if precision == "bf16" else 8, bilinear=bilinear)
+    network = network_for(cut_from, precision, bilinear=bilinear)
     backend = opened(network, grid, precision)
     outcome = backend.step(*own_batch(grid), 0.0)
-    loss, expected = truth(network, *batch(N, SIZE))
+    loss, expected = truth(network, *whole_batch(ranks))
     gradients = backend.gradients()
     check_gradients(network, gradients, expected, precision)
     rel = 0.02 if precision == "bf16" else 1e-5
@@ -144,7 +155,7 @@ def gradients_are_those_of_one(ranks, model, cut_from, precision, bilinear):
 @case(4, (2, 3))
 def a_few_steps_are_those_of_one_gpu(ranks, model, cut_from):
     """What is trained, running statistics, predictions; and again, to the bit."""
-    grid, network = Grid(ranks, model, cut_from), network_of()
+    grid, network = Grid(ranks, model, cut_from), network_for(cut_from)
     backend, again = (opened(network, grid) for _ in range(2))
     ours = [backend.step(*own_batch(grid), 0.01)]
     assert again.step(*own_batch(grid), 0.01) == ours[0]
@@ -152,15 +163,15 @@ def a_few_steps_are_those_of_one_gpu(ranks, model, cut_from):
     ours.append(backend.step(*own_batch(grid, 1), 0.01))
     state = backend.state()
     assert len(set(ranks.exchange((*ours, bits(state))))) == 1
-    logits = backend.predict(batch(N, SIZE)[0][:1])
+    logits = backend.predict(whole_batch(ranks)[0][:1])
     now = UNet.from_state_dict(backend.state_dict())
     if ranks.rank > 0:
         return  # one says what is right
-    expected = now.forward(batch(N, SIZE)[0][:1], ReferenceOps())
+    expected = now.forward(whole_batch(ranks)[0][:1], ReferenceOps())
     tolerance.assert_close(logits, expected, *network.terms())
-    alone = GpuBackend(network, (N, 3, *SIZE), "fp32", "sgd", clip=0.5, device=device())
+    alone = GpuBackend(network, (ranks.size, 3, *SIZE), "fp32", "sgd", clip=0.5, device=device())
     for seed, outcome in enumerate(ours):
-        images, masks = batch(N, SIZE, seed)
+        images, masks = whole_batch(ranks, seed)
         expected = alone.step(images, masks.astype(np.int32), 0.01)
         for got, want in zip(outcome, expected, strict=True):
             assert abs(got - want) < 1e-4 * abs(want), (got, want)
@@ -172,12 +183,12 @@ def a_few_steps_are_those_of_one_gpu(ranks, model, cut_from):
 
 @case(2, (2, 3))
 def a_state_goes_from_one_gpu_to_several_and_back(ranks, model, cut_from):
-    grid, network = Grid(ranks, model, cut_from), network_of()
-    alone = GpuBackend(network, (N, 3, *SIZE), "fp32", "adamw", device=EMULATOR)
-    images, masks = batch(N, SIZE)
+    grid, network = Grid(ranks, model, cut_from), network_for(cut_from)
+    alone = GpuBackend(network, (ranks.size, 3, *SIZE), "fp32", "adamw", device=EMULATOR)
+    images, masks = whole_batch(ranks)
     alone.step(images, masks.astype(np.int32), 0.01)
     kept = {name: array.copy() for name, array in alone.state().items()}
-    backend = opened(UNet.initialised(5, width=8), grid, rule="adamw", clip=None)
+    backend = opened(UNet.initialised(5, width=4), grid, rule="adamw", clip=None)
     backend.load_state(kept)
     state = backend.state()
     for name, array in kept.items():
@@ -190,11 +201,12 @@ def a_state_goes_from_one_gpu_to_several_and_back(ranks, model, cut_from):
 @case(4, (2, 4), (2, 0))
 def norms_of_their_own_are_those_of_cores(ranks, model, cut_from):
     """Of a rank's images where layers are whole, and of its row's where they are cut."""
-    grid, network = Grid(ranks, model, cut_from), network_of()
-    backend = opened(network, grid, batch_norm="local")
-    images, masks = own_batch(grid)
+    grid, network = Grid(ranks, model, cut_from), network_for(cut_from)
+    # Of one image alone, the deepest level would have statistics of four pixels.
+    backend = opened(network, grid, batch_norm="local", each=2)
+    images, masks = own_batch(grid, each=2)
     backend.step(images, masks, 0.0)
-    cores = RankedBackend(network, grid, N, "sgd", batch_norm="local", clip=0.5)
+    cores = RankedBackend(network, grid, 2 * ranks.size, "sgd", batch_norm="local", clip=0.5)
     cores.step(images, masks, 0.0)
     state = backend.state()
     for name, array in cores.state().items():
@@ -207,7 +219,7 @@ def norms_of_their_own_are_those_of_cores(ranks, model, cut_from):
 def a_timeline_is_of_all_that_is_added_up(ranks, model, cut_from):
     """Layers that are whole in a row of all ranks are on their way, and those cut are not."""
     grid = Grid(ranks, model, cut_from)
-    backend = opened(network_of(), grid)
+    backend = opened(network_for(cut_from), grid)
     whats = [event["what"] for event in backend.timeline(*own_batch(grid), 0.01)]
     assert whats[:4] == ["forward", "backward", "wait", "update"]
     parts = {group: buckets.parts for group, buckets in backend._buckets}

@@ -257,7 +257,7 @@ def test_classifiers_learn_what_they_are_shown():
 
 def test_a_few_steps_go_as_on_the_cpu():
     """The same optimiser, clipped gradients, running statistics, and the same state to keep."""
-    network = network_of()
+    network = network_of(4)
     options = {"optimizer": "adamw", "options": {"weight_decay": 0.1}, "clip": 0.5}
     ours = GpuBackend(network, SHAPE, "fp32", device=EMULATOR, **options)
     theirs = CpuBackend(network, **options)
@@ -293,7 +293,7 @@ def test_a_state_is_taken_back_and_steps_repeat_to_the_bit():
 
 
 def test_predictions_are_of_the_weights_as_they_are():
-    network, (images, masks) = network_of(), batch_of()
+    network, (images, masks) = network_of(4), batch_of()
     backend = GpuBackend(network, SHAPE, "fp32", "sgd", device=EMULATOR)
     backend.step(images, masks, 1e-2)
     now = UNet.from_state_dict(backend.state_dict())

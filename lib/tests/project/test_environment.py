@@ -12,6 +12,7 @@ from convstudy import paths
 # What conda-forge calls differently.
 CONDA_NAMES = {
     "cupy-cuda13x": "cupy",
+    "fastjsonschema": "python-fastjsonschema",
     "matplotlib": "matplotlib-base",
     "ml-dtypes": "ml_dtypes",
     "nvidia-cuda-nvrtc": "cuda-nvrtc",

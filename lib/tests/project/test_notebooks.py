@@ -6,8 +6,10 @@ Strict nbval re-executes them and compares their text, but never a picture; this
 
 import base64
 import json
+import os
 import re
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from convstudy.study import execute
 from convstudy.study.normalise import problems
 
 NOTEBOOKS = execute.find()
+DRAWN = "CONVSTUDY_DRAWN"
 # Drawn in another way by each version of Matplotlib and of its fonts; the tables are not.
 SAME_PICTURES = version("matplotlib") == doctor.locked()["matplotlib"]
 
@@ -54,7 +57,12 @@ def pictures(notebook):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Return a folder into which every notebook has drawn its figures, just now."""
+    """Return a folder into which every notebook has drawn its figures, just now.
+
+    `make test` has them drawn under nbval, and says where.
+    """
+    if DRAWN in os.environ:
+        return Path(os.environ[DRAWN])
     folder = tmp_path_factory.mktemp("drawn")
     execute.run(execute.choose(), folder / "notebooks", folder / "figures")
     return folder / "figures"

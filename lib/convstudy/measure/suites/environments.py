@@ -14,15 +14,16 @@ from convstudy.measure.suites.network import (
     TILED,
     Convolutions,
     expected,
+    forward_passes,
     images,
     layers,
     no_gpu,
     unet,
+    unet_on_cpu,
     unet_work,
 )
 from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import OffloadOps, ResidentOps
-from convstudy.nn.ops import Timed
 from convstudy.nn.plain import PlainOps
 from convstudy.parallel.chunks import ChunkedForward
 from convstudy.parallel.cuts import height_with_halo, split
@@ -54,7 +55,7 @@ def _every(options):
         ("CPU, plain loops", PlainOps, plain),
         ("CPU, BLAS", BlasOps, repeats),
     ):
-        yield _case(environment, "cpu", "", lambda c, m=make, r=count: c.on_host(m(), CPU, r))
+        yield _case(environment, "cpu", "", lambda c, m=make, r=count: c.on_cpu(m, r))
     for environment, algorithm in _ONE_GPU.items():
         for rest, make in _REST.items():
             yield _case(
@@ -113,26 +114,23 @@ class _Rows:
             device=device,
         )
 
+    def on_cpu(self, make, repeats):
+        """Return what a network that stays on the CPU takes, and the convolutions in it."""
+        return self._on_host(unet_on_cpu(make, repeats), CPU, None)
+
     def on_host(self, ops, device, repeats):
-        """Time a network whose functions return finished, and the convolutions in it."""
-        network, x = unet(), images(1)
-        transfers = "included" if device.is_gpu else None
-        timed = Timed(ops)
-        if device.is_gpu:
-            network.forward(x, timed)
-        else:
-            unet_work(1).warm_up(ops)
-        whole, convolution = [], []
-        for _ in range(repeats):
-            timed.seconds["convolution"].clear()
-            start = time.perf_counter()
-            y = network.forward(x, timed)
-            whole.append(time.perf_counter() - start)
-            convolution.append(sum(timed.seconds["convolution"]))
-        check = checked(y, expected(1), *network.terms())
+        """Time a network that begins and ends on the host, and the convolutions in it."""
+        work = unet_work(1)
+        work.network.apply(work.images, ops)
+        passes = forward_passes(ops, work, work.images, repeats)
+        return self._on_host(passes, device, "included")
+
+    def _on_host(self, passes, device, transfers):
+        whole, calls, y = passes
+        check = unet_work(1).checked(y)
         return [
             self.row("network", "synchronised", whole, device, check, transfers),
-            self.row("convolution", "synchronised", convolution, device, None, transfers),
+            self.row("convolution", "synchronised", calls["convolution"], device, None, transfers),
         ]
 
     def offload(self, algorithm, cpu, repeats):

@@ -7,7 +7,14 @@ from convstudy.measure import pytorch
 from convstudy.measure.clocks import sample
 from convstudy.measure.pytorch_ops import TorchOps
 from convstudy.measure.suite import Case, Suite, result
-from convstudy.measure.suites.network import KERNELS, TILED, no_gpu, pieces, unet_work
+from convstudy.measure.suites.network import (
+    KERNELS,
+    TILED,
+    no_gpu,
+    pieces,
+    unet_on_cpu,
+    unet_work,
+)
 from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import OffloadOps, ResidentOps
 from convstudy.nn.plain import PlainOps
@@ -15,8 +22,8 @@ from convstudy.nn.plain import PlainOps
 
 def cases(options):
     """Yield a case for each way of executing the network, for one image."""
-    yield _case("cpu-plain", PlainOps, options["plain_repeats"], threads=1)
-    yield _case("cpu-blas", BlasOps, options["repeats"], threads=threads())
+    yield _on_cpu("cpu-plain", PlainOps, options["plain_repeats"], 1)
+    yield _on_cpu("cpu-blas", BlasOps, options["repeats"], threads())
     yield Case(
         "pytorch-cpu",
         lambda: _pytorch(options["repeats"]),
@@ -43,16 +50,30 @@ def cases(options):
         )
 
 
-def _case(execution, make, repeats, algorithm="", rest="", threads=0, skip=None):
-    labels = {
+def _on_cpu(execution, make, repeats, threads):
+    labels = _labels(execution, threads=threads)
+
+    def run():
+        passes = unet_on_cpu(make, repeats)
+        return pieces(execution, labels, make(), unet_work(1), repeats, passes)
+
+    return Case(execution, run, labels)
+
+
+def _case(execution, make, repeats, algorithm, rest="", skip=None):
+    labels = _labels(execution, algorithm, rest)
+    name = "/".join(part for part in (execution, algorithm, rest) if part)
+    return Case(name, lambda: pieces(name, labels, make(), unet_work(1), repeats), labels, skip)
+
+
+def _labels(execution, algorithm="", rest="", threads=0):
+    return {
         "execution": execution,
         "algorithm": algorithm,
         "rest": rest,
         "n": 1,
         "threads": threads,
     }
-    name = "/".join(part for part in (execution, algorithm, rest) if part)
-    return Case(name, lambda: pieces(name, labels, make(), unet_work(1), repeats), labels, skip)
 
 
 def _pytorch(repeats):
@@ -61,7 +82,7 @@ def _pytorch(repeats):
     ops = TorchOps(threads=count)
     run = ops.inference(work.network, work.images)
     check = work.checked(ops.to_host(run()))
-    labels = {"execution": "pytorch-cpu", "algorithm": "", "rest": "", "n": 1, "threads": count}
+    labels = _labels("pytorch-cpu", threads=count)
     return [
         result(
             "pytorch-cpu/network",

@@ -106,7 +106,52 @@ def unet_work(n):
     return Work(unet(), images(n), unet().least_size, lambda: expected(n))
 
 
-def pieces(name, labels, ops, work, repeats):
+def forward_passes(ops, work, x, repeats):
+    """Time a network, and each function in it.
+
+    Parameters
+    ----------
+    ops : Ops
+        What executes it.
+    work : Work
+    x : array
+        Its images, where `ops` computes.
+    repeats : int
+
+    Returns
+    -------
+    whole : list of float
+        Seconds of each pass.
+    calls : dict of str to list of float
+        Seconds of each function in each pass.
+    y : array
+        The last result.
+    """
+    timed = Timed(ops)
+    calls, whole = {function: [] for function in timed.seconds}, []
+    for _ in range(repeats):
+        for seconds in timed.seconds.values():
+            seconds.clear()
+        start = time.perf_counter()
+        y = work.network.apply(x, timed)
+        whole.append(time.perf_counter() - start)
+        for function, seconds in timed.seconds.items():
+            calls[function].append(sum(seconds))
+    return whole, calls, y
+
+
+@functools.cache
+def unet_on_cpu(make, repeats):
+    """Return the `forward_passes` of one image through U-Net on the CPU, executed by ``make()``.
+
+    Plain loops take so long that two suites of one run share what was timed.
+    """
+    ops, work = make(), unet_work(1)
+    work.warm_up(ops)
+    return forward_passes(ops, work, work.images, repeats)
+
+
+def pieces(name, labels, ops, work, repeats, passes=None):
     """Time a network, and each function in it; return a row for each.
 
     Parameters
@@ -119,26 +164,20 @@ def pieces(name, labels, ops, work, repeats):
         What executes it.
     work : Work
     repeats : int
+    passes : tuple, optional
+        `forward_passes`, where they are timed already.
     """
     network = work.network
     on_gpu = labels["execution"] in ("offload", "resident")
     device = devices()[0] if on_gpu else CPU
-    timed = Timed(ops)
-    x = ops.to_device(work.images)
-    if on_gpu:
-        network.apply(x, ops)
-    else:
-        work.warm_up(ops)
-    calls = {function: [] for function in timed.seconds}
-    whole = []
-    for _ in range(repeats):
-        for seconds in timed.seconds.values():
-            seconds.clear()
-        start = time.perf_counter()
-        y = network.apply(x, timed)
-        whole.append(time.perf_counter() - start)
-        for function, seconds in timed.seconds.items():
-            calls[function].append(sum(seconds))
+    if passes is None:
+        x = ops.to_device(work.images)
+        if on_gpu:
+            network.apply(x, ops)
+        else:
+            work.warm_up(ops)
+        passes = forward_passes(ops, work, x, repeats)
+    whole, calls, y = passes
     check = work.checked(ops.to_host(y))
     if labels["execution"] == "resident":
         # Waiting for each function costs a GPU more than the stopwatch costs a CPU.
