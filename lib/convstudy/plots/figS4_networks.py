@@ -3,6 +3,7 @@
 
 import pandas as pd
 
+from convstudy import records
 from convstudy.plots import labels
 from convstudy.plots.figS2_unet_vs_pytorch import ratios
 from convstudy.plots.save import Drawn, footer
@@ -29,13 +30,28 @@ _ON_CPU = ("cpu-blas", "pytorch-cpu")
 _NO_RIVALS = ("cpu-plain", "offload")
 
 
+def read(machines, current_sha256=None):
+    """Return what two suites measured on `machines`: all, and contests with PyTorch alone.
+
+    Where both have the same contest, the newer record's counts. As `records.table`.
+    """
+    suites = "networks", "networks-contest"
+    tables = [records.table(suite, machines, current_sha256) for suite in suites]
+    both = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    contest = both[both["clock"] == "event"]
+    if contest.empty:
+        return both
+    newest = contest.groupby(_KEYS)["record"].transform("max")
+    return both.drop(index=contest.index[contest["record"] != newest])
+
+
 def compare(table):
     """Return one row for each network, thing done, processor, precision and batch.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Of suite "networks", from `records.table`.
+        From `read`.
 
     Returns
     -------
@@ -112,7 +128,7 @@ def draw(table):
     Parameters
     ----------
     table : pandas.DataFrame
-        Of suite "networks", from `records.table`.
+        From `read`.
 
     Returns
     -------

@@ -193,3 +193,19 @@ def test_nothing_measured_is_nothing_drawn(module, table):
         assert drawn.table.empty
         assert module.display(drawn.table).empty
     assert isinstance(drawn.table, pd.DataFrame)
+
+
+def test_of_contests_in_two_records_the_newer_counts(table, monkeypatch):
+    later = [
+        whole("program", ours, gpus=1, clock="event", network="vgg16", n=n, record="2030")
+        for n, ours in ((1, 0.01), (64, 0.5))
+    ]
+    theirs = [row | {"execution": "pytorch-graph", "median_s": 1.0} for row in later]
+    suites = {"networks": table, "networks-contest": rows.table([*later, *theirs])}
+    monkeypatch.setattr(figS4_networks.records, "table", lambda suite, *given: suites[suite])
+    both = figS4_networks.compare(figS4_networks.read(["here"]))
+    gpu = both[(both["network"] == "vgg16") & (both["what"] == "inference")].set_index("n")
+    assert gpu["ratio"].to_dict() == {1: pytest.approx(100), 64: pytest.approx(2)}
+    assert len(both[both["what"] == "inference, CPU"]) == 2
+    suites["networks-contest"] = rows.nothing()
+    assert figS4_networks.read(["here"]).equals(table)

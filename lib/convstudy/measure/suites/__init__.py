@@ -37,6 +37,7 @@ SUITES = {
         startup.SUITE,
         environments.SUITE,
         networks.SUITE,
+        networks.CONTESTS,
         chunks.SUITE,
         batch.SUITE,
         scaling.SUITE,

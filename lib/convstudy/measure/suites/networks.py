@@ -2,6 +2,7 @@
 """P4 and P12: VGG-16 and ResNet as U-Net is measured: by function, and in each environment."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -366,4 +367,14 @@ SUITE = Suite(
     # VGG-16 has five times the work of ResNet-50: half a minute of plain loops.
     quick={"network": "resnet18,resnet50", "n": "1", "repeats": 3},
     launches=launches,
+)
+
+# Of larger batches: against PyTorch alone, in a record of their own.
+CONTESTS = replace(
+    SUITE,
+    name="networks-contest",
+    title="VGG-16 and ResNet against PyTorch, larger batches",
+    gpus=1,
+    options=SUITE.options | {"n": "64", "parts": "contest"},
+    quick={"network": "resnet50", "n": "16", "precisions": "bf16", "repeats": 3},
 )
