@@ -176,11 +176,12 @@ def run(chosen, outputs, figures=None):
         ThreadPoolExecutor(_TOGETHER) as pool,
         tqdm(total=len(jobs), desc="notebooks", unit="", disable=None, leave=False) as bar,
     ):
-        for failure in pool.map(lambda job: _execute(*job), jobs):
+        # The last ones take the longest: begun first, none of them is left alone at the end.
+        for failure in pool.map(lambda job: _execute(*job), reversed(jobs)):
             bar.update()
             failures += [failure] if failure else []
     if failures:
-        raise NotebookFailedError("\n".join(failures))
+        raise NotebookFailedError("\n".join(reversed(failures)))
 
 
 def _execute(notebook, values, output, figures):

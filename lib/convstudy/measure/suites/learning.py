@@ -82,5 +82,5 @@ SUITE = Suite(
     cases,
     # The longer one is the first again, but for the options named: "steps=4000".
     options={"recipe": "", "precisions": "", "seeds": "0", "longer": ""},
-    quick={"recipe": "steps=150 width=8", "seeds": "0"},
+    quick={"recipe": "steps=100 width=8", "seeds": "0"},
 )
