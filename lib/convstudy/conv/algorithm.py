@@ -454,7 +454,11 @@ def _able(problem, device, which, epilogue=PLAIN):
         row for row in _ROWS if row.which == which and row.supports(problem, device, epilogue)[0]
     ]
     if not rows:
-        raise ValueError(f"conv2d: no algorithm takes {which} of {problem} on {device.name}")
+        last = next(row for row in reversed(_ROWS) if row.which == which)
+        raise ValueError(
+            f"conv2d: no algorithm takes {which} of {problem} on {device.name}; {last.id}, say: "
+            f"{last.supports(problem, device, epilogue)[1]}"
+        )
     return rows
 
 

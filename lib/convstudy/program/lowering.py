@@ -12,6 +12,7 @@ from convstudy.program.program import Builder
 from convstudy.program.trace import trace
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+_VECTOR_BYTES = 16
 
 
 class Lowering:
@@ -49,12 +50,24 @@ class Lowering:
         self.dtype = BFLOAT16 if self.is_bf16 else np.dtype(np.float32)
         self.trace = trace(network, shape, recorder)
         self.operations = fuse.fuse(self.trace)
+        self._check_vectors()
         self.builder = Builder(device)
         self.lies = fuse.homes(self.operations, self.trace, self.builder, self.dtype)
         self.images = self.builder.buffer(np.prod(shape), kept=True)
         first = self.lies[self.trace.input]
         launch = images_nhwc.launch_planes(first.shape, self.dtype.name)
         self.builder.run(launch, self.images, first)
+
+    def _check_vectors(self):
+        """Raise ValueError unless transposed convolutions write whole vectors."""
+        least = _VECTOR_BYTES // self.dtype.itemsize
+        for op in self.operations:
+            if isinstance(op, fuse.Enlargement) and op.w is not None and op.w.shape[1] % least:
+                raise ValueError(
+                    f"{op.w.name} has {op.w.shape[1]} output channels, and a program in "
+                    f"{self.precision} takes multiples of {least}; take such a width, bilinear "
+                    f"upsampling, or execution on the CPU"
+                )
 
     def problem(self, shape, k, taps, **options):
         """Return the `ConvProblem` of an NHWC tensor's shape and `k` filters of `taps`."""

@@ -307,6 +307,9 @@ def test_what_does_not_fit_is_refused():
         GpuBackend(network, SHAPE, optimizer="adam", device=EMULATOR)
     with pytest.raises(ValueError, match="clip must be"):
         GpuBackend(network, SHAPE, clip=0, device=EMULATOR)
+    for precision, width, least in (("bf16", 12, 8), ("fp32", 6, 4)):
+        with pytest.raises(ValueError, match=f"{width} output channels.* multiples of {least}"):
+            GpuBackend(network_of(width), SHAPE, precision, device=EMULATOR)
     backend = GpuBackend(network, SHAPE, device=EMULATOR)
     with pytest.raises(ValueError, match="make another"):
         backend.step(images[:1], masks[:1], 1e-3)
