@@ -8,7 +8,7 @@ from convstudy.parallel.cost import Cut
 from convstudy.plots import labels
 from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from convstudy.plots.save import Drawn, footer
-from convstudy.plots.style import figure, style
+from convstudy.plots.style import figure, named, style
 from convstudy.records import statistics
 
 NAME = "figS3_scaling"
@@ -125,10 +125,8 @@ def draw(table):
             _panel(panel, rows[rows["what"] == what])
             panel.set_title(f"{machine}: {what}", loc="left")
         panels[0].set_ylabel("images a second")
-    named = {}
-    for panel in axes.flat:
-        named |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    drawing.legend(named.values(), named.keys(), loc="outside right upper", fontsize=6)
+    lines = named(axes)
+    drawing.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=6)
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
 

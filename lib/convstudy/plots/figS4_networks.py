@@ -7,7 +7,7 @@ from convstudy import records
 from convstudy.plots import labels
 from convstudy.plots.figS2_unet_vs_pytorch import ratios
 from convstudy.plots.save import Drawn, footer
-from convstudy.plots.style import figure, style
+from convstudy.plots.style import figure, named, style
 from convstudy.plots.tab1_function_time import WHOLE
 from convstudy.records import statistics
 
@@ -147,9 +147,11 @@ def draw(table):
     for panels, ((machine, what), part) in zip(axes, parts, strict=True):
         for panel, network in zip(panels, networks, strict=True):
             ratios(panel, part[part["network"] == network], "ratio")
-            panel.set_title(f"{machine}: {NETWORKS[network]}, {what}", loc="left")
+            whose = f"{machine}: " if panel is panels[0] else ""
+            panel.set_title(f"{whose}{NETWORKS[network]}, {what}", loc="left")
         panels[0].set_ylabel("times as fast as PyTorch's best")
         panels[0].set_ylim(0, 1.1 * max(1, part["ratio"].max()))
-    axes[0, -1].legend(loc="best")
+    lines = named(axes)
+    drawing.legend(lines.values(), lines.keys(), loc="outside upper right", ncols=len(lines))
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))

@@ -38,3 +38,11 @@ def figure(rows=1, columns=1, width=DOUBLE, height=2.8, **subplots):
     """
     drawing = Figure(figsize=(width, height), layout="constrained")
     return drawing, drawing.subplots(rows, columns, **subplots)
+
+
+def named(axes):
+    """Return {label: handle} of what all panels show, each once: for one legend of a figure."""
+    found = {}
+    for panel in axes.flat:
+        found |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    return found
