@@ -56,10 +56,12 @@ def _place(known):
 
 def title(row):
     """Return how a row's execution is called in figures: short, with what it runs."""
+    kernel = look(row["algorithm"]).label.partition(" (")[0]
     if row["execution"] == "offload":
-        return "offload, rest in " + {"cpu-plain": "plain loops", "cpu-blas": "BLAS"}[row["rest"]]
+        rest = {"cpu-plain": "plain loops", "cpu-blas": "BLAS"}[row["rest"]]
+        return f"offload: {kernel}, rest in {rest}"
     if row["execution"] == "resident":
-        return f"resident: {look(row['algorithm']).label.partition(' (')[0]}"
+        return f"resident: {kernel}"
     if row["execution"] == "program":
         return "one program"
     return look(row["execution"]).label

@@ -102,7 +102,7 @@ def test_table_1_is_shown_a_line_an_execution():
     assert list(shown["execution"]) == [
         "CPU, plain loops",
         "PyTorch, CPU",
-        "offload, rest in plain loops",
+        "offload: 3 tiled, rest in plain loops",
         "resident: 3 tiled",
     ]
     assert shown["convolution"].iloc[0] == "9 s (90.0%)"
