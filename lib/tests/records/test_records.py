@@ -60,6 +60,7 @@ REFUSED = {
     "extra at the top": (("host",), "x", "the whole.*'host' was unexpected"),
     "extra in a row": ((*R, "median_s"), 1.0, r"results\[1\].*'median_s' was unexpected"),
     "extra in machine": (("machine", "hostname"), "x", "machine: .*'hostname' was unexpected"),
+    "a line's end": (("machine", "slug"), "box\n", "machine.slug: must match pattern"),
     "another schema": (("schema",), "convstudy/measurement/2", "schema: "),
     "negative sample": ((*R, "samples_s", 1), -0.5, r"results\[1\].samples_s\[1\]: -0.5"),
     "zero sample": ((*R, "samples_s", 0), 0.0, r"results\[1\].samples_s\[0\]: 0.0"),
