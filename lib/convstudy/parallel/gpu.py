@@ -19,6 +19,7 @@ from convstudy.parallel.channels import (
 )
 from convstudy.parallel.cuts import split
 from convstudy.program.backend import GpuBackend
+from convstudy.program.lowering import least_channels
 from convstudy.program.shares import COLUMN, IMAGES, ROW, Shares
 from convstudy.program.training import END, LOSS, SUMS
 
@@ -296,7 +297,7 @@ class RankedGpuBackend(GpuBackend):
 
 def _check_vectors(network, axes, grid, precision):
     """Raise ValueError unless transposed convolutions that are cut write whole vectors."""
-    least = 8 if precision == "bf16" else 4
+    least = least_channels(precision)
     for name, axis in axes.items():
         channels = network.shapes[name][axis]
         own = channels // grid.row.size

@@ -9,7 +9,7 @@ from convstudy.plots.fig1_function_share import bar
 from convstudy.plots.figS4_networks import NETWORKS
 from convstudy.plots.palette import FUNCTIONS
 from convstudy.plots.save import Drawn, footer
-from convstudy.plots.style import figure, style
+from convstudy.plots.style import figure, named, style
 from convstudy.plots.tab1_function_time import WHOLE, title
 
 NAME = "figS4_shares"
@@ -132,13 +132,7 @@ def _panel(axes, bars):
 
 
 def _legend(drawing, panels):
-    found = {}
-    for panel in panels:
-        found |= {
-            name: handle
-            for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
-            if name not in found
-        }
+    found = named(panels)
     names = [name for name in FUNCTIONS if name in found]
     drawing.legend(
         *([found[name] for name in names], names),

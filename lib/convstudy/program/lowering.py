@@ -12,7 +12,14 @@ from convstudy.program.program import Builder
 from convstudy.program.trace import trace
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-_VECTOR_BYTES = 16
+
+
+def least_channels(precision):
+    """Return of how many channels, or a multiple, what a transposed convolution writes has to be.
+
+    Those are the numbers of a vector of 16 bytes.
+    """
+    return 8 if precision == "bf16" else 4
 
 
 class Lowering:
@@ -60,7 +67,7 @@ class Lowering:
 
     def _check_vectors(self):
         """Raise ValueError unless transposed convolutions write whole vectors."""
-        least = _VECTOR_BYTES // self.dtype.itemsize
+        least = least_channels(self.precision)
         for op in self.operations:
             if isinstance(op, fuse.Enlargement) and op.w is not None and op.w.shape[1] % least:
                 raise ValueError(

@@ -11,6 +11,7 @@ from convstudy.measure.suites.network import (
     KERNELS,
     TILED,
     no_gpu,
+    piece_rows,
     pieces,
     unet_on_cpu,
     unet_work,
@@ -54,8 +55,7 @@ def _on_cpu(execution, make, repeats, threads):
     labels = _labels(execution, threads=threads)
 
     def run():
-        passes = unet_on_cpu(make, repeats)
-        return pieces(execution, labels, make(), unet_work(1), repeats, passes)
+        return piece_rows(execution, labels, unet_work(1), *unet_on_cpu(make, repeats))
 
     return Case(execution, run, labels)
 

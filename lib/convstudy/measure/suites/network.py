@@ -151,7 +151,7 @@ def unet_on_cpu(make, repeats):
     return forward_passes(ops, work, work.images, repeats)
 
 
-def pieces(name, labels, ops, work, repeats, passes=None):
+def pieces(name, labels, ops, work, repeats):
     """Time a network, and each function in it; return a row for each.
 
     Parameters
@@ -164,26 +164,27 @@ def pieces(name, labels, ops, work, repeats, passes=None):
         What executes it.
     work : Work
     repeats : int
-    passes : tuple, optional
-        `forward_passes`, where they are timed already.
     """
     network = work.network
     on_gpu = labels["execution"] in ("offload", "resident")
     device = devices()[0] if on_gpu else CPU
-    if passes is None:
-        x = ops.to_device(work.images)
-        if on_gpu:
-            network.apply(x, ops)
-        else:
-            work.warm_up(ops)
-        passes = forward_passes(ops, work, x, repeats)
-    whole, calls, y = passes
-    check = work.checked(ops.to_host(y))
+    x = ops.to_device(work.images)
+    if on_gpu:
+        network.apply(x, ops)
+    else:
+        work.warm_up(ops)
+    whole, calls, y = forward_passes(ops, work, x, repeats)
     if labels["execution"] == "resident":
         # Waiting for each function costs a GPU more than the stopwatch costs a CPU.
         whole = sample(lambda: network.apply(x, ops), "synchronised", device, repeats, 1)
+    return piece_rows(name, labels, work, whole, calls, ops.to_host(y), device)
+
+
+def piece_rows(name, labels, work, whole, calls, y, device=CPU):
+    """Return the rows of `pieces`, of what `forward_passes` returned, its result on the host."""
+    check = work.checked(y)
     shared = {"clock": "synchronised", "cache": "warm", "warmup": 1, "device": device}
-    if on_gpu:
+    if device.is_gpu:
         shared["transfers"] = "excluded" if labels["execution"] == "resident" else "included"
     rows = [
         result(f"{name}/{function}", labels | {"function": function}, samples, **shared)

@@ -16,7 +16,6 @@ from convstudy.models.unet import WIDTH as CHANNELS
 from convstudy.parallel import launch
 from convstudy.parallel.grid import CUT_FROM
 
-_WHATS = ("training", "inference")
 # Bytes; GPUs get the larger ones, too.
 _SIZES = tuple(4**power for power in range(6, 13))
 _LARGER = tuple(4**power for power in range(13, 15))
