@@ -24,6 +24,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _HOPPER = "sm_90a"
 
 _OPTIONS = ("-std=c++17",)
+# Blocks of a cluster that every GPU with clusters takes.
+_PORTABLE_CLUSTER = 8
 # What a kernel does only if it is asked for it.
 _ASKED_FOR = ("GAPS", "STATISTICS", "STREAM", "SUMMAND", "WINDOWS")
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
@@ -194,6 +196,8 @@ def _on_gpu(kernel, defines, device, shared_bytes):
         )
         if shared_bytes > 48 * 1024:
             function.max_dynamic_shared_size_bytes = shared_bytes
+        if dict(defines).get("CLUSTER", 1) > _PORTABLE_CLUSTER:
+            driver.allow_large_clusters(function.kernel.ptr)
         return function
 
 
@@ -250,7 +254,7 @@ class Launch:
             return _on_gpu(self.kernel, self.defines, device, self.shared_bytes)
         return _on_emulator(self.kernel, self.defines, True)
 
-    def run(self, device, arrays, checked=True):
+    def run(self, device, arrays, checked=True, may_overlap=True):
         """Launch on `device`, on CuPy's current stream where it is a GPU.
 
         Parameters
@@ -261,6 +265,8 @@ class Launch:
             C-contiguous arrays on `device`, passed as pointers; None is a null pointer.
         checked : bool
             On the emulator, count and check every access.
+        may_overlap : bool
+            Whether it may begin while what was launched before it still ends.
 
         Returns
         -------
@@ -275,7 +281,7 @@ class Launch:
             function = _on_gpu(self.kernel, self.defines, device, self.shared_bytes)
             cuda = array_module(device).cuda
             with cuda.Device(device.index):
-                if _overlaps(self.kernel, device):
+                if may_overlap and _overlaps(self.kernel, device):
                     stream = cuda.get_current_stream().ptr
                     geometry = self.grid, self.block, self.shared_bytes, stream
                     return driver.launch_overlapping(function.kernel.ptr, *geometry, arguments)

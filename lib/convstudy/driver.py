@@ -6,7 +6,8 @@ import functools
 
 import numpy as np
 
-# cuda.h: CUlaunchAttributeID, and the union of its values.
+# cuda.h: CUfunction_attribute; CUlaunchAttributeID, and the union of its values.
+_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6
 _VALUE_BYTES = 64
 
@@ -74,6 +75,26 @@ def launch_overlapping(function, grid, block, shared_bytes, stream, arguments):
             f"the driver refuses a launch (error {status}): grid {grid}, block {block}, "
             f"{shared_bytes} bytes of shared memory"
         )
+
+
+def allow_large_clusters(function):
+    """Let a kernel's clusters have more than the 8 blocks that every GPU with clusters takes.
+
+    Parameters
+    ----------
+    function : int
+        The driver's handle (``CUfunction``).
+
+    Raises
+    ------
+    RuntimeError
+        Where the driver refuses.
+    """
+    status = library().cuFuncSetAttribute(
+        ctypes.c_void_p(function), _NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1
+    )
+    if status:
+        raise RuntimeError(f"the driver refuses clusters of more than 8 blocks (error {status})")
 
 
 def _value(argument):

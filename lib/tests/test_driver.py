@@ -35,6 +35,14 @@ extern "C" CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void
     numbers[2] = ((unsigned char *)p[3])[127];
     return (CUresult)status;
 }
+extern "C" CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute which, int value)
+{
+    const unsigned long long all[] = {
+        (unsigned long long)f, which == CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED,
+        (unsigned long long)value};
+    memcpy(notes, all, sizeof all);
+    return (CUresult)status;
+}
 """
 
 
@@ -90,6 +98,14 @@ def test_a_refusal_says_what_was_asked_for(library):
     library.answer(701)
     with pytest.raises(RuntimeError, match=r"error 701.*grid \(5,\).*70000 bytes"):
         driver.launch_overlapping(0x1234, (5,), (32,), 70_000, 0, arguments())
+
+
+def test_large_clusters_are_asked_for(library):
+    driver.allow_large_clusters(0x123456789A)
+    assert library.written()[:3] == [0x123456789A, 1, 1]
+    library.answer(801)
+    with pytest.raises(RuntimeError, match=r"clusters of more than 8 blocks \(error 801\)"):
+        driver.allow_large_clusters(0x1234)
 
 
 def test_what_overlaps_waits():

@@ -8,8 +8,8 @@
 //           full[stage] says that a stage has arrived, empty[stage] that it may be overwritten.
 // Blocks    Persistent: a block takes tile after tile of out, `gridDim.x` apart, and while its
 //           consumers store one, its producer already fetches the next.
-// Splits    Several blocks share a sum: those of a cluster add it up out of each other's shared
-//           memory; others, as in conv2d_gemm.cuh, leave parts for conv2d_splits_1_sum.
+// Splits    Several blocks share a sum: those of a cluster store it in each other's shared memory
+//           and add it up; others, as in conv2d_gemm.cuh, leave parts for conv2d_splits_1_sum.
 // Lines     Tiles lie in lines of 128 bytes, chunks exchanged as the hardware wants them. Lines run
 //           along DEPTH ("along"), or across it ("across"), where channels are what is summed over
 //           in the one case and what is not in the other.
@@ -85,7 +85,7 @@ constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
 constexpr int PATCH = 16, PITCH = PATCH + S - 1;
 constexpr int BYTES_PATCH = (PATCH + R - 1) * PITCH * 128;
 constexpr int PATCH_STEP = (BYTES_PATCH + 1023) / 1024 * 1024;
-// Behind the stages: what a cluster's blocks show each other,
+// Behind the stages: what a cluster's blocks give each other,
 constexpr int BYTES_SUMS = CLUSTER > 1 ? TILE_M * TILE_N * 4 : 0;
 // and what the lanes of a warp exchange.
 constexpr int EXCHANGE = 2048;
@@ -102,7 +102,7 @@ __device__ __forceinline__ uint64* full(int stage)
     return (uint64*)(exchange() + BYTES_EXCHANGE) + stage;
 }
 __device__ __forceinline__ uint64* empty(int stage) { return full(STAGES + stage); }
-// That every block's sums are there, and that every block has read them.
+// That every block's sums are here, and that every block has read those that it was given.
 __device__ __forceinline__ uint64* written() { return full(2 * STAGES); }
 __device__ __forceinline__ uint64* read() { return full(2 * STAGES + 1); }
 // As full and empty, for a patch.
@@ -275,7 +275,7 @@ __device__ __forceinline__ void begin()
         barrier_init(read(), WATCHERS);
 #endif
         if (CLUSTER > 1) {
-            barrier_init(written(), CLUSTER * CONSUMERS * 4);
+            barrier_init(written(), 1);
             barrier_init(read(), CLUSTER * CONSUMERS * 4);
         }
         barrier_init_done();
@@ -531,50 +531,60 @@ struct ThroughRegisters {
 #endif
 
 #if CLUSTER > 1
-// Adds up the sums of a cluster's blocks, in their order; each block all of some columns.
+// Adds up the sums of a cluster's blocks, in their order; each block all of some columns. What a
+// block has of those is stored in its shared memory by the others, which takes one way there; to
+// say that it lies here and have it read took three, and tools that look for races saw none of the
+// arrivals behind which that was done.
 struct Cluster {
-    static constexpr int COLUMNS = TILE_N / CLUSTER;
+    static constexpr int COLUMNS = TILE_N / CLUSTER, VECTORS = COLUMNS / 8;
+    static constexpr int SUMMING = CONSUMERS * 128;
     unsigned parity = 0;
 
-    // One arrival a warp at every block.
-    static __device__ __forceinline__ void tell(uint64* barrier)
+    static __device__ __forceinline__ float4* place(int rank)
     {
-        __syncwarp();
-        if (threadIdx.x % 32 < CLUSTER) barrier_arrive_in(barrier, threadIdx.x % 32);
+        return (float4*)cluster_sums() + rank * (ROWS_64 * VECTORS * SUMMING) + threadIdx.x;
     }
-    // Waits until every block has read what lies here.
-    __device__ __forceinline__ void finish() { barrier_wait_cluster(read(), parity ^ 1); }
-
     __device__ __forceinline__ void gather(const Sums& sums, Block<COLUMNS>& total)
     {
-        constexpr int THREADS_THAT_SUM = CONSUMERS * 128;
-        float4* mine = (float4*)cluster_sums() + threadIdx.x;
-        finish();
+        const int own = cluster_rank();
+        if (threadIdx.x == 0) barrier_expect(written(), BYTES_SUMS / CLUSTER * (CLUSTER - 1));
+        barrier_wait_cluster(read(), parity ^ 1);
+        float4* mine = place(own);
 #pragma unroll
-        for (int m = 0; m < ROWS_64; ++m)
+        for (int rank = 0; rank < CLUSTER; ++rank) {
+            const unsigned there = address_in(mine, rank), arrived = address_in(written(), rank);
 #pragma unroll
-            for (int j = 0; j < TILE_N / 8; ++j) {
-                const float* d = sums.d[m] + 4 * j;
-                mine[(m * (TILE_N / 8) + j) * THREADS_THAT_SUM] =
-                    make_float4(d[0], d[1], d[2], d[3]);
-            }
-        tell(written());
+            for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+                for (int j = 0; j < VECTORS; ++j) {
+                    const float* d = sums.d[m] + 4 * (rank * VECTORS + j);
+                    const float4 v = make_float4(d[0], d[1], d[2], d[3]);
+                    const int at = (m * VECTORS + j) * SUMMING;
+                    if (rank == own)
+                        mine[at] = v;  // this thread alone will read it
+                    else
+                        store_in_block(there + at * 16, v, arrived);
+                }
+        }
         barrier_wait_cluster(written(), parity);
         total.clear();
-        const int first = cluster_rank() * (COLUMNS / 8);
 #pragma unroll
         for (int m = 0; m < ROWS_64; ++m)
 #pragma unroll
-            for (int j = 0; j < COLUMNS / 8; ++j)
+            for (int j = 0; j < VECTORS; ++j)
 #pragma unroll
                 for (int rank = 0; rank < CLUSTER; ++rank) {
-                    const float4 v = load_from(
-                        mine + (m * (TILE_N / 8) + first + j) * THREADS_THAT_SUM, rank);
+                    const float4 v = place(rank)[(m * VECTORS + j) * SUMMING];
                     float* d = total.d[m] + 4 * j;
                     d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w;
                 }
-        tell(read());
         parity ^= 1;
+    }
+    // Lets every block store here again: one arrival a warp at each of them.
+    static __device__ __forceinline__ void release()
+    {
+        __syncwarp();
+        if (threadIdx.x % 32 < CLUSTER) barrier_arrive_in(read(), threadIdx.x % 32);
     }
 };
 #endif
@@ -881,6 +891,7 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
 #if CLUSTER > 1
             Block<Cluster::COLUMNS> total;
             cluster.gather(sums, total);
+            if (i + items.step() < items.end()) cluster.release();
             store<Consumer, TURNED>(out, bias, total, item,
                                     item.column + cluster_rank() * Cluster::COLUMNS, rows, view);
 #else
@@ -897,8 +908,5 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
 #endif
 #endif
         }
-#if CLUSTER > 1
-        cluster.finish();
-#endif
     }
 }

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Launches on arrays that are named before they exist: put together once, then run many times."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from convstudy.compile import Sequence, prepare
-from convstudy.device import empty
+from convstudy.device import array_module, empty
 from convstudy.program import arena
+from convstudy.program.lanes import Does, Lanes, delayed, last_needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,8 @@ class Builder:
     def __init__(self, device):
         self.device, self.function = device, ""
         self._steps, self._beforehand, self._functions = [], [], []
-        self._marks, self._touched = [], []
+        self._course, self._touched = [], []
+        self._is_beside = False
 
     def buffer(self, size, dtype=np.float32, kept=False):
         """Return a new `Buffer`."""
@@ -132,6 +135,7 @@ class Builder:
                 self._add(step, given)
 
     def _add(self, launch, places):
+        self._course.append((Does.LAUNCH, len(self._steps), self._is_beside))
         self._steps.append((launch, places))
         self._functions.append(self.function)
 
@@ -147,6 +151,24 @@ class Builder:
                 steps.add(number)
         return made, steps
 
+    @contextlib.contextmanager
+    def beside(self):
+        """Let what is launched within run beside what comes behind, until `join`.
+
+        It begins when all before it has ended. What it writes nobody else may touch until then,
+        nor write what it reads.
+        """
+        self._course.append((Does.FORK, None, False))
+        self._is_beside = True
+        try:
+            yield
+        finally:
+            self._is_beside = False
+
+    def join(self):
+        """Let what is launched from here on begin when all that ran beside has ended."""
+        self._course.append((Does.JOIN, None, False))
+
     def mark(self, name, *touched):
         """Name this place: whoever runs the program may do something when it is reached.
 
@@ -157,18 +179,19 @@ class Builder:
             What that reads or writes: both hold something before this place, and after.
         """
         here = len(self._steps)
-        self._marks.append((here, name))
+        self._course.append((Does.REACH, name, self._is_beside))
         self._touched += [(step, each) for each in touched for step in (here - 1, here)]
 
     def finish(self):
         """Return the `Program`."""
+        self.join()
         steps, beforehand = (
             tuple((launch, tuple(at)) for launch, at in each)
             for each in (self._steps, self._beforehand)
         )
-        given = self._marks, self._touched, self._functions
-        marks, touched, functions = map(tuple, given)
-        return Program(self.device, steps, marks, beforehand, functions, touched)
+        given = self._course, self._touched, self._functions
+        course, touched, functions = map(tuple, given)
+        return Program(self.device, steps, course, beforehand, functions, touched)
 
 
 def _place(array):
@@ -188,8 +211,9 @@ class Program:
     device : Device
         A GPU, or the emulator.
     steps : tuple of (Launch, tuple of (Buffer, int) or None)
-    marks : tuple of (int, str)
-        Names of places, each with the number of steps before it.
+    course : tuple of (Does, int or str or None, bool)
+        What a run does, in an order in which it may be done: which step is launched, or which mark
+        reached, and whether beside others. What is beside comes as early as it may.
     beforehand : tuple of (Launch, tuple of (Buffer, int) or None)
         What is launched whenever parameters have changed, by `run_beforehand`.
     functions : tuple of str
@@ -206,7 +230,7 @@ class Program:
 
     device: object
     steps: tuple
-    marks: tuple = ()
+    course: tuple = ()
     beforehand: tuple = ()
     functions: tuple = ()
     touched: tuple = ()
@@ -216,6 +240,7 @@ class Program:
 
     def __post_init__(self):
         spans = {}
+        last_beside = last_needed(self.course)
         uses = [
             (i, buffer)
             for i, (_, places) in enumerate(self.steps)
@@ -223,7 +248,7 @@ class Program:
         ]
         for i, buffer in (*uses, *self.touched):
             first, last = spans.get(buffer, (i, i))
-            spans[buffer] = min(first, i), max(last, i)
+            spans[buffer] = min(first, i), max(last, last_beside.get(i, i))
         for _, places in self.beforehand:
             spans |= {buffer: (0, 0) for buffer, _ in places if buffer not in spans}
         self._kept = [buffer for buffer in spans if buffer.kept]
@@ -233,6 +258,7 @@ class Program:
         self.least_bytes = arena.most_alive(lifetimes)
         self.kept_bytes = sum(buffer.nbytes for buffer in self._kept)
         self._arrays, self.allocated_bytes = None, 0
+        self._stream = None
 
     def allocate_once(self):
         """Allocate all memory unless that was done."""
@@ -273,7 +299,7 @@ class Program:
         self.allocate_once()
         return self._at(*_place(what))
 
-    def run(self, checked=True, reached=None, only=None):
+    def run(self, checked=True, reached=None, only=None, late=False):
         """Launch everything, on CuPy's current stream; on a GPU, return before it is done.
 
         Parameters
@@ -281,19 +307,29 @@ class Program:
         checked : bool
             On the emulator, count and check every access.
         reached : callable, optional
-            ``reached(name)`` is called at each mark, between the launches.
+            ``reached(name)`` is called at each mark, between the launches, on the stream of those
+            before it.
         only : set of int, optional
-            The numbers of the steps to launch; by default all are.
+            The numbers of the steps to launch, none of them beside others; by default all are.
+        late : bool
+            On the emulator, do what runs beside others as late as it may be done, and not as
+            early.
         """
         self.allocate_once()
-        marks = list(self.marks) if reached else []
-        for i, (launch, arrays) in enumerate(self._bound):
-            while marks and marks[0][0] <= i:
-                reached(marks.pop(0)[1])
-            if only is None or i in only:
-                launch.run(self.device, arrays, checked)
-        for _, name in marks:
-            reached(name)
+        lanes = Lanes(self.device, self._beside_stream() if only is None else None)
+        for does, which, is_beside in delayed(self.course) if late else self.course:
+            if does is Does.FORK:
+                lanes.fork()
+            elif does is Does.JOIN:
+                lanes.join()
+            elif does is Does.REACH and reached:
+                with lanes.on(is_beside):
+                    reached(which)
+                lanes.interrupt(is_beside)
+            elif does is Does.LAUNCH and (only is None or which in only):
+                launch, arrays = self._bound[which]
+                with lanes.on(is_beside):
+                    launch.run(self.device, arrays, checked, lanes.may_overlap(is_beside))
 
     def run_beforehand(self):
         """Make what is made of parameters alone: now, and whenever they have changed."""
@@ -304,6 +340,16 @@ class Program:
     def prepare(self):
         """Compile all that it launches."""
         prepare((launch for launch, _ in (*self.beforehand, *self.steps)), self.device)
+
+    def _beside_stream(self):
+        """Return a stream for what runs beside others, or None."""
+        if not self.device.is_gpu or not any(is_beside for *_, is_beside in self.course):
+            return None
+        if self._stream is None:
+            cuda = array_module(self.device).cuda
+            with cuda.Device(self.device.index):
+                self._stream = cuda.Stream(non_blocking=True)
+        return self._stream
 
     def _at(self, buffer, offset):
         return self._arrays[buffer][offset:]

@@ -2,11 +2,6 @@
 """Runs the cases under each tool of NVIDIA's compute-sanitizer, in a process of its own.
 
 Behind one without any tool, which compiles what CuPy's cache does not have.
-
-Of rung 10, where a cluster's blocks share a sum, racecheck (of CUDA 13.0) reports what they read of
-each other. They wait for that at mbarriers, each warp's arrivals in every block with release, at
-cluster scope; the tool seems not to count these. Results there are compared with float64 all the
-same.
 """
 
 import os

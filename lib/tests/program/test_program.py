@@ -80,6 +80,57 @@ def test_marks_are_reached_between_launches():
     assert all(isinstance(launch, Launch) for launch, _ in program.steps)
 
 
+def beside(size=128):
+    """Return a program that does something beside others, its buffers, and those others'."""
+    builder = Builder(EMULATOR)
+    given, found = (builder.buffer(size, kept=True) for _ in range(2))
+    early, inner, result = (builder.buffer(size) for _ in range(3))
+    others = [builder.buffer(size) for _ in range(3)]
+    builder.run(launch_relu(size), given, early)
+    with builder.beside():
+        builder.run(launch_relu(size), early, inner)
+        builder.run(launch_relu(size), inner, result)
+        builder.mark("beside")
+    for before, after in itertools.pairwise([given, *others]):
+        builder.run(launch_relu(size), before, after)
+    builder.mark("not beside")
+    builder.join()
+    builder.mark("joined")
+    builder.run(launch_relu(size), result, found)
+    return builder.finish(), given, found, (early, inner, result), others
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_runs_beside_others_is_done_when_they_join(late, rng):
+    program, given, found, *_ = beside()
+    program.allocate()
+    x = rng.standard_normal(128).astype(np.float32)
+    program.array(given)[...] = x
+    seen = []
+    program.run(reached=seen.append, late=late)
+    names = ["beside", "not beside"]
+    assert seen == [*(names[::-1] if late else names), "joined"]
+    np.testing.assert_array_equal(program.array(found), np.maximum(x, 0))
+
+
+def test_what_runs_beside_others_has_its_memory_until_they_join():
+    program, _, _, own, others = beside()
+    program.allocate()
+    for each, other in itertools.product(own, others):
+        assert not np.shares_memory(program.array(each), program.array(other))
+    # Two of the others live at a time, as they would alone.
+    assert program.arena_bytes == (3 + 2) * 512
+
+
+def test_only_some_steps_are_launched_in_their_order():
+    program, given, found, (_, _, result), _ = beside()
+    program.allocate()
+    program.array(given)[...] = 1
+    program.array(result)[...] = 2
+    program.run(only={len(program.steps) - 1})
+    np.testing.assert_array_equal(program.array(found), np.full(128, 2))
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_what_a_mark_reads_and_writes_lies_apart(told):
     """From what it reads to what it writes: without a word, both may have the same place."""

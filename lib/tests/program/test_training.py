@@ -292,6 +292,37 @@ def test_a_state_is_taken_back_and_steps_repeat_to_the_bit():
         second.load_state({})
 
 
+@pytest.mark.parametrize("few_bytes", [0, training._FEW_BYTES])
+@pytest.mark.parametrize("name", ["unet", "bilinear", "vgg16", "resnet18", "resnet50"])
+def test_what_runs_beside_may_be_early_or_late(name, few_bytes, monkeypatch):
+    """In the memory that is shared, at the first moment or at the last, it gives the same bits."""
+    monkeypatch.setattr(training, "_FEW_BYTES", few_bytes)
+    if name in CLASSIFIERS:
+        network, *batch, _, _ = classifying(name, (2, 3, 33, 40), 4)
+    else:
+        network, batch = network_of(bilinear=name == "bilinear"), batch_of()
+    states = []
+    for late in (False, True):
+        backend = GpuBackend(network, batch[0].shape, "fp32", device=EMULATOR)
+        assert sum(is_beside for *_, is_beside in backend.program.course) > 10
+        for _ in range(2):
+            backend.load(*batch, 1e-3)
+            backend.program.run(checked=False, late=late)
+        states.append({name: array.copy() for name, array in backend.state().items()})
+    for name, array in states[0].items():
+        np.testing.assert_array_equal(states[1][name], array, err_msg=name)
+
+
+def test_what_is_late_keeps_no_more_than_it_may(monkeypatch):
+    """Where no gradient may be late beyond the next layer's, nearly no more memory is taken."""
+    taken = {}
+    for few_bytes in (0, 2**40):
+        monkeypatch.setattr(training, "_FEW_BYTES", few_bytes)
+        program = Step(network_of(), (2, 3, 96, 96), "bf16", "sgd", {}, None, EMULATOR).program
+        taken[few_bytes] = program.arena_bytes
+    assert taken[0] < 0.8 * taken[2**40]
+
+
 def test_predictions_are_of_the_weights_as_they_are():
     network, (images, masks) = network_of(4), batch_of()
     backend = GpuBackend(network, SHAPE, "fp32", "sgd", device=EMULATOR)
@@ -329,7 +360,9 @@ def test_gradients_are_the_tapes_on_the_gpu(precision, bilinear, many_bytes, mon
     _, expected = truth(network, images, masks)
     check_gradients(network, backend.gradients(), expected, precision)
     again = GpuBackend(network, shape, precision, device=devices()[0])
-    again.step(images, masks, 0.0)
+    again.load(images, masks, 0.0)
+    # Nothing runs beside anything there, nor in a graph.
+    again.program.run(only=set(range(len(again.program.steps))))
     for name, array in backend.gradients().items():
         np.testing.assert_array_equal(again.gradients()[name], array, err_msg=name)
 
