@@ -98,3 +98,23 @@ def test_cases_are_those_asked_for():
     assert [case.name for case in cases] == [
         *("inference/bf16/n1", "inference/bf16/n16", "training/bf16/n1", "training/bf16/n16")
     ]
+
+
+def test_all_that_is_compiled_is_asked_for_at_first(emulated, monkeypatch):
+    asked = []
+    monkeypatch.setattr(contest, "_compile_ahead", lambda make, jobs: asked.append(jobs))
+    options = OPTIONS | {"compiled": "inference/tf32,training/bf16", "n": "1,2"}
+    sides = {}
+    for precision in ("fp32", "tf32"):
+        labels = {"what": "inference", "precision": precision, "n": 2}
+        rows = contest.Contest(precision, labels, options).run()
+        sides[precision] = {row["labels"]["side"] for row in rows}
+    assert sides["tf32"] - sides["fp32"] == {"pytorch-compile"}
+    assert asked == [
+        (
+            *(("inference", "tf32", 1), ("inference", "tf32", 2)),
+            *(("training", "bf16", 1), ("training", "bf16", 2)),
+        )
+    ]
+    with pytest.raises(ValueError, match="no 'inference/fp64'; there are inference/fp32"):
+        contest.compiled(options | {"compiled": "inference/fp64"})

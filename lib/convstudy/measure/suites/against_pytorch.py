@@ -2,7 +2,9 @@
 """The whole network, run and trained: ours as one CUDA graph, and PyTorch in each of its ways."""
 
 import functools
+import itertools
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from convstudy.measure.suite import Case, Suite, checked, compared, result
 from convstudy.measure.suites.network import images, no_gpu, numbers, unet
 from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
+from convstudy.program.lowering import PRECISIONS
 
 _WHATS = ("inference", "training")
 
@@ -106,10 +109,22 @@ class Contest:
         return [self._row(name, side, samples[name], device) for name, side in sides.items()]
 
     def _is_compiled(self):
-        wanted = _words(self.options["compiled"])
-        if wanted:
-            _compile_ahead(tuple(_compiled(self.options)))
-        return self.precision in wanted
+        """Return whether PyTorch takes part compiled; at first, compile what the suite wants."""
+        wanted = compiled(self.options)
+        if (self.what, self.precision) not in wanted:
+            return False
+        jobs = itertools.product(self.networks(), wanted, numbers(self.options["n"]))
+        _compile_ahead(self.make_runner, tuple((*own, *which, n) for own, which, n in jobs))
+        return True
+
+    def networks(self):
+        """Return what tells `make_runner` of each network of the suite, as tuples."""
+        return [()]
+
+    @staticmethod
+    def make_runner(precision, n):
+        """Return PyTorch's side as it is compiled, also in another process."""
+        return pytorch_unet.Runner(unet(), images(n), masks(n), precision, True)
 
     def _our_inference(self, device):
         ours = Inference(self.network(), self.images().shape, self.precision, device)
@@ -203,23 +218,30 @@ class Contest:
         )
 
 
-def _compiled(options):
-    for what in _words(options["whats"]):
-        for precision in _words(options["compiled"]):
-            for n in numbers(options["n"]):
-                yield what, precision, n
+def compiled(options):
+    """Return what is compiled, [(what, precision), ...], of the option ``inference/tf32,...``."""
+    wanted = [tuple(word.split("/")) for word in _words(options["compiled"])]
+    known = [(what, precision) for what in _WHATS for precision in PRECISIONS]
+    unknown = [each for each in wanted if each not in known]
+    if unknown:
+        raise ValueError(
+            f"compiled: no {'/'.join(unknown[0])!r}; there are "
+            f"{', '.join('/'.join(each) for each in known)}"
+        )
+    return [each for each in wanted if each[0] in _words(options["whats"])]
 
 
 @functools.cache
-def _compile_ahead(jobs):
+def _compile_ahead(make_runner, jobs):
     """Let torch.compile fill its cache for all cases at once, a process each."""
-    with ProcessPoolExecutor(6, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, *zip(*jobs, strict=True)))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, os.cpu_count() // 2), mp_context=context) as pool:
+        list(pool.map(functools.partial(_compile, make_runner), jobs))
 
 
-def _compile(what, precision, n):
-    runner = pytorch_unet.Runner(unet(), images(n), masks(n), precision, True)
-    run = getattr(runner, what)("compile")
+def _compile(make_runner, job):
+    *own, what, precision, n = job
+    run = getattr(make_runner(*own, precision, n), what)("compile")
     for _ in range(2):
         run()
     array_module(devices()[0]).cuda.Device().synchronize()
@@ -234,7 +256,7 @@ SUITE = Suite(
         "n": "1,16,64",
         "whats": ",".join(_WHATS),
         "precisions": "fp32,tf32,bf16",
-        "compiled": "tf32,bf16",
+        "compiled": "inference/tf32,inference/bf16,training/tf32,training/bf16",
         "repeats": 20,
     },
     quick={"n": "1", "repeats": 5, "compiled": ""},

@@ -295,8 +295,8 @@ class _Contest(Contest):
         return _gradients(self.labels["network"], self.n, self.labels["size"])
 
     def runner(self, channels_last):
-        given = self.network(), self.images(), self.targets(), self.precision, channels_last
-        return pytorch_classifiers.Runner(*given)
+        size = self.labels["size"]
+        return self.make_runner(self.labels["network"], size, self.precision, self.n, channels_last)
 
     def side_labels(self, way, layout):
         execution = "program" if way == "ours" else way
@@ -328,8 +328,14 @@ class _Contest(Contest):
             pytorch.release()
             release(device)
 
-    def _is_compiled(self):
-        return self.precision in words(self.options["compiled"])
+    def networks(self):
+        return [(name, self.labels["size"]) for name in words(self.options["network"])]
+
+    @staticmethod
+    def make_runner(name, size, precision, n, channels_last=True):
+        mine = network(name)
+        given = mine, images(n, size), classes(n, mine.num_classes), precision, channels_last
+        return pytorch_classifiers.Runner(*given)
 
     def _side(self, ours, check):
         self._ours = ours
@@ -369,12 +375,12 @@ SUITE = Suite(
     launches=launches,
 )
 
-# Of larger batches: against PyTorch alone, in a record of their own.
+# Against PyTorch alone, compiled too, in a record of its own.
 CONTESTS = replace(
     SUITE,
     name="networks-contest",
-    title="VGG-16 and ResNet against PyTorch, larger batches",
+    title="VGG-16 and ResNet against PyTorch, compiled too",
     gpus=1,
-    options=SUITE.options | {"n": "64", "parts": "contest"},
-    quick={"network": "resnet50", "n": "16", "precisions": "bf16", "repeats": 3},
+    options=SUITE.options | {"parts": "contest", "compiled": "inference/tf32,inference/bf16"},
+    quick={"network": "resnet50", "n": "16", "precisions": "bf16", "compiled": "", "repeats": 3},
 )
