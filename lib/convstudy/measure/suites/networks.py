@@ -106,10 +106,16 @@ def cases(options):
                 f"suite networks: no {option.removesuffix('s')} {unknown[0]!r}; there are "
                 f"{', '.join(known)}"
             )
-    names = words(options["network"])
-    for name in names:
-        for n in numbers(options["n"]):
-            yield from _of(_Rows(name, n, options))
+    every = [
+        _Rows(name, n, options) for name in words(options["network"]) for n in numbers(options["n"])
+    ]
+    for rows in every:
+        yield from _of(rows)
+    if "contest" in words(options["parts"]):
+        for what in words(options["whats"]):
+            for rows in every:
+                for precision in words(options["precisions"]):
+                    yield rows.contest(what, precision)
 
 
 def launches(options):
@@ -152,10 +158,6 @@ def _of(rows):
             )
         if rows.n > 1:
             yield rows.two_resident()
-    if "contest" in parts:
-        for what in words(options["whats"]):
-            for precision in words(options["precisions"]):
-                yield rows.contest(what, precision)
 
 
 def _on_cpu(rows):
