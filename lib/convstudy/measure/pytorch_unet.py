@@ -121,7 +121,7 @@ class Runner:
         if bf16:
             network, images = network.to(torch.bfloat16), images.to(torch.bfloat16)
         if way == "compile":
-            network = torch.compile(network, dynamic=False)
+            network = self._compiled(network)
 
         def call():
             with torch.inference_mode():
@@ -143,7 +143,7 @@ class Runner:
                 return self.loss(network(images), masks)
 
         if way == "compile":
-            forward = torch.compile(forward, dynamic=False)
+            forward = self._compiled(forward)
 
         def step():
             optimiser.zero_grad(set_to_none=True)
@@ -158,6 +158,12 @@ class Runner:
         """Return the gradients of the last step, by name, as NumPy arrays."""
         named = self.module.named_parameters()
         return {name: each.grad.float().cpu().numpy() for name, each in named}
+
+    def _compiled(self, function):
+        # PyTorch compiles eight forms of a function in a process, and runs others call by call; it
+        # says so in its log alone. What was compiled before is captured, and can be forgotten.
+        self.torch.compiler.reset()
+        return self.torch.compile(function, dynamic=False)
 
     def _in_its_way(self, way, call):
         self._set_precision()
