@@ -24,8 +24,6 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _HOPPER = "sm_90a"
 
 _OPTIONS = ("-std=c++17",)
-# Blocks of a cluster that every GPU with clusters takes.
-_PORTABLE_CLUSTER = 8
 # What a kernel does only if it is asked for it.
 _ASKED_FOR = ("GAPS", "STATISTICS", "STREAM", "SUMMAND", "WINDOWS")
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
@@ -196,7 +194,7 @@ def _on_gpu(kernel, defines, device, shared_bytes):
         )
         if shared_bytes > 48 * 1024:
             function.max_dynamic_shared_size_bytes = shared_bytes
-        if dict(defines).get("CLUSTER", 1) > _PORTABLE_CLUSTER:
+        if dict(defines).get("CLUSTER", 1) > 1:
             driver.allow_large_clusters(function.kernel.ptr)
         return function
 
@@ -360,8 +358,14 @@ def prepare(launches, device):
         for launch in launches
         for part in launch.all_launches
     }
+
+    def begin():
+        # A thread that leaves a device goes back to the one it began on, and sets that up.
+        if device.is_gpu:
+            array_module(device).cuda.Device(device.index).use()
+
     # Threads are enough: neither NVRTC nor g++ holds Python's lock while it compiles.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count(), initializer=begin) as pool:
         list(pool.map(lambda part: part.prepare(device), parts.values()))
 
 

@@ -8,6 +8,7 @@ than most jobs do.
 """
 
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -129,10 +130,8 @@ class _Member:
     def measure(self, job):
         """Return the rows of a job; on all ranks the same."""
         if job.is_pytorch:
-            beside = _Beside(self._ranks, job)
-            rows = [row for amount in job.images for row in beside(amount)]
-            beside.close()
-            return rows
+            with contextlib.closing(_Beside(self._ranks, job)) as beside:
+                return [row for amount in job.images for row in beside(amount)]
         # One GPU alone has nothing to say, and is timed without what several say it by.
         several = job.processor == "gpu" and self._ranks.size > 1
         work = _WORK[job.what](self._ranks, self._gpus if several else None, job)
@@ -336,6 +335,7 @@ class _Beside:
                 init_method=f"tcp://127.0.0.1:{ranks.tell(_free_port())}",
                 rank=ranks.rank,
                 world_size=ranks.size,
+                timeout=datetime.timedelta(seconds=ranks.patience_s),
             )
 
     @property

@@ -70,7 +70,10 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
         "machine": provenance.machine(machine),
         "software": provenance.software(),
     }
-    journal = Journal(paths.BUILD / "measurements" / f"{machine}-{suite.name}.jsonl", header)
+    # A virtual machine may get more memory as it needs it.
+    same = {key: value for key, value in header["machine"].items() if key != "ram_bytes"}
+    path = paths.BUILD / "measurements" / f"{machine}-{suite.name}.jsonl"
+    journal = Journal(path, header | {"machine": same})
     if journal.set_aside:
         say(f"{suite.name}: an unfinished run of other code or options is kept in build/")
     if journal.finished:

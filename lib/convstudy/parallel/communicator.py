@@ -25,6 +25,10 @@ class OverdueError(RuntimeError):
     """A rank has waited for the others for too long, and they may not know."""
 
 
+class LostError(RuntimeError):
+    """A rank has lost another one, and others may not know."""
+
+
 class Request(ABC):
     """Something that was begun, and goes on beside what its rank does."""
 

@@ -98,7 +98,7 @@ class RankedGpuBackend(GpuBackend):
         )
         self._buckets = self._cut_buckets(bucket_bytes)
         self._reductions = self._notes = None
-        self._begun = ()
+        self._begun = self._means = ()
         self._is_warm = False
 
     def _cut_buckets(self, most):
@@ -204,8 +204,8 @@ class RankedGpuBackend(GpuBackend):
             self._level()
             self._note("wait")
         elif name == END:
-            if self.batch_norm == "local":
-                self._mean_statistics(self.program.array(step.statistics))
+            for mean in self._means:
+                mean.wait()
             self._note("update")
             self._begun = [
                 request
@@ -217,6 +217,8 @@ class RankedGpuBackend(GpuBackend):
             self._reductions = None
         elif name == LOSS:
             self._note("forward")
+            # Nothing reads them before the next step.
+            self._means = self._begin_means(self.program.array(step.statistics))
         else:
             name = name.removeprefix("ready ")
             for (_, buckets), reduction in zip(self._buckets, self._reductions, strict=True):
@@ -246,10 +248,14 @@ class RankedGpuBackend(GpuBackend):
                 for part in buckets.parts:
                     self._gpus[ROW].broadcast(flat[part])
 
-    def _mean_statistics(self, flat):
-        """Make running statistics the mean over those who have the same of them."""
-        for group, run in self._step.running.runs(self._shares.group):
-            self._gpus[group].all_reduce(flat[run], "mean")
+    def _begin_means(self, flat):
+        """Begin to make local running statistics the mean over those who have the same of them."""
+        if self.batch_norm != "local":
+            return []
+        return [
+            self._gpus[group].start_all_reduce(flat[run], "mean")
+            for group, run in self._step.running.runs(self._shares.group)
+        ]
 
     def _warm_up(self):
         """Do once what ranks do together: NCCL connects them when it first does such a thing.
@@ -265,8 +271,8 @@ class RankedGpuBackend(GpuBackend):
             for talk in step.talks.values():
                 self._say(talk)
             self._level()
-            if self.batch_norm == "local":
-                self._mean_statistics(flat)
+            for mean in self._begin_means(flat):
+                mean.wait()
             self._world.settle()
         self._is_warm = True
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import weakref
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def run(work):
     except KeyboardInterrupt:
         ranks.abort("stopped")
     except BaseException as error:
+        traceback.print_exc()
         ranks.abort(str(error) or type(error).__name__)
 
 

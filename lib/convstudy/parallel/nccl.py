@@ -7,12 +7,13 @@ goes on while gradients that are ready are added up. Where the current stream is
 into a graph, the stream beside is captured with it.
 """
 
+import ctypes
 import time
 
 from convstudy.parallel.communicator import (
     Communicator,
+    LostError,
     OverdueError,
-    RanksError,
     Request,
     check_operation,
 )
@@ -20,6 +21,7 @@ from convstudy.parallel.communicator import (
 _PAUSE_S = 2e-4
 # A rank that has nothing to wait for is not kept from it by the pause.
 _QUESTIONS_AT_ONCE = 200
+_NOT_READY = 600  # cudaErrorNotReady
 
 
 def own_gpu(words, devices):
@@ -91,6 +93,7 @@ class Nccl(Communicator):
         unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
         self._cupy.cuda.Device(device.index).use()
         self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
+        _keep(self._opened)
         # Groups begin their sums one after the other, as every rank does: two at the same time
         # could each have some of the GPUs, and wait for the rest.
         self.beside = whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True)
@@ -146,14 +149,18 @@ class Nccl(Communicator):
 
         Raises
         ------
-        RanksError
+        LostError
             Where NCCL has lost another rank.
         OverdueError
             After `patience_s`: what waits for a rank that stands still never ends.
+        RuntimeError
+            Where this GPU has failed (CuPy's ``CUDARuntimeError``).
         """
         done = self._mark(self._here())
         asked, until = 0, time.monotonic() + self.patience_s
-        while not done.done:
+        while status := self._cupy.cuda.runtime.eventQuery(done.ptr):
+            if status != _NOT_READY:
+                done.synchronize()  # raises what has gone wrong
             asked += 1
             if asked > _QUESTIONS_AT_ONCE:
                 time.sleep(_PAUSE_S)
@@ -173,7 +180,7 @@ class Nccl(Communicator):
             for opened in self._all:
                 opened.check_async_error()
         except self._nccl.NcclError as error:
-            raise RanksError(
+            raise LostError(
                 f"rank {self.rank} of {self.size} has lost another one: {error}; "
                 "NCCL_DEBUG=INFO makes NCCL say more"
             ) from error
@@ -220,6 +227,15 @@ class _Enqueued(Request):
     @property
     def span(self):
         return self._began, self._done
+
+
+def _keep(opened):
+    """Let a communicator of NCCL's live until the process ends.
+
+    To end one waits for all graphs that have captured a call of it to be gone, and Python does not
+    say which goes first: a training that had ended hung there.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(opened))
 
 
 def _pointer(array):

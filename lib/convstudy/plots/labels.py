@@ -54,6 +54,21 @@ def times(ratio):
     return f"{significant(ratio)}×" if math.isfinite(ratio) else ""
 
 
+def percent(share):
+    """Return a share in percent: only all is 100%, and only nothing 0%.
+
+    Examples
+    --------
+    >>> percent(0.816), percent(0.99964), percent(1.0), percent(0.002)
+    ('82%', '99.96%', '100%', '0.2%')
+    """
+    if not math.isfinite(share):
+        return ""
+    left = min(abs(share), abs(1 - share))
+    decimals = max(0, -2 - math.floor(math.log10(left))) if 0 < left < 0.005 else 0
+    return f"{share:.{decimals}%}"
+
+
 def known(value, digits=3):
     """Return `value` to so many digits, or nothing where it is not known.
 

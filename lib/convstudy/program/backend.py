@@ -59,8 +59,9 @@ class GpuBackend(Backend):
         self.device = device or get_device(0, "GpuBackend")
         network.check(np.zeros(self.shape, np.float32))
         rule = optimizer, dict(options or {}), clip
+        own = self.device, self._shares
         self._make = lambda n, h, w: Step(
-            *(network, (n, network.n_channels, h, w), precision, *rule, self.device, self._shares)
+            *(network, (n, network.n_channels, h, w), precision, *rule, *own)
         )
         n, _, h, w = self.shape
         self._step = self._make(n, h, w)

@@ -29,6 +29,8 @@ class Replay:
         with cuda.Device(device.index):
             if self._graph is None:
                 self._graph = self._captured(cuda)
+                # Whoever holds both this and `reached` is then held by neither.
+                self._reached = None
             self._graph.launch(cuda.get_current_stream())
 
     def run_beforehand(self):

@@ -29,6 +29,7 @@ from convstudy.plots.fig1_function_share import PAPER_SHARE
 from convstudy.plots.fig4_batch import PAYS, first_that_keeps_paying
 from convstudy.plots.figS4_networks import NETWORKS
 from convstudy.plots.figS4_shares import PAPER_SHARE as PAPER_SHARE_OF_NETWORKS
+from convstudy.plots.labels import percent
 from convstudy.records.statistics import amdahl, tflops
 from convstudy.study.evidence import Evidence
 
@@ -132,9 +133,9 @@ def _p1(evidence):
     offload = evidence.saved(_CPU, where)
     resident = evidence.saved(_CPU, where, "resident")
     if where == _TILED and not _at_least(offload, 0.82):
-        raise LookupError(f"{evidence.machine} has one GPU, which saves {offload:.0%} alone.")
+        raise LookupError(f"{evidence.machine} has one GPU, which saves {percent(offload)} alone.")
     return Finding(
-        f"{offload:.0%} less time on {gpus}; {resident:.2%} with the whole network there",
+        f"{percent(offload)} less time on {gpus}; {percent(resident)} with the whole network there",
         REPRODUCED if _at_least(offload, 0.82) else REFUTED,
         "What convolution takes of the CPU's time is the most that faster convolutions can save. "
         "The paper states 82%, 80% and 81% for one thing: (20.4 - 3.8) / 20.4 is 81.4%.",
@@ -150,7 +151,7 @@ def _p2(_):
     kept = f" ({memory} of the {len(table)} times are quoted from memory.)" if memory else ""
     one = table.loc[(1, "none"), "days"]
     return Finding(
-        " / ".join(f"{share:.0%}" for share in ours) + ", against one GPU",
+        " / ".join(map(percent, ours)) + ", against one GPU",
         EXPLAINED if same else REFUTED,
         f"The cited table's days, against its one GPU's {one:g} days and not against a CPU, give "
         f"{'these' if same else 'other'} percentages.{kept}",
@@ -165,7 +166,7 @@ def _p3(evidence):
     off = {program: 100 * abs(share - PAPER_SHARE) for program, share in shares.items()}
     nearest = min(off, key=off.get)
     return Finding(
-        ", ".join(f"{share:.0%} ({program})" for program, share in shares.items()),
+        ", ".join(f"{percent(share)} ({program})" for program, share in shares.items()),
         REPRODUCED if off[nearest] <= POINTS else REFUTED,
         f"Of our two programs that with {nearest} lies nearer, "
         f"{labels.many(round(off[nearest]), 'percentage point')} away. A share holds for one "
@@ -187,7 +188,7 @@ def _p4(evidence):
     return Finding(
         "; ".join(f"{program}: {_of_each(each)}" for program, each in shares.items()),
         REPRODUCED if _at_least(least, PAPER_SHARE_OF_NETWORKS) else REFUTED,
-        f"One image of 224 x 224 on the CPU. The least share is {least:.0%}. {after}",
+        f"One image of 224 x 224 on the CPU. The least share is {percent(least)}. {after}",
     )
 
 
@@ -287,9 +288,9 @@ def _p10(evidence):
     printed = (1 - _printed(where, "network") / 20.4 for where in (_TILED, _TWO))
     near = all(_at_least(*pair) for pair in zip((one, two), printed, strict=True))
     if not (near or has_two):
-        raise LookupError(f"{evidence.machine} has one GPU, which saves {one:.0%} alone.")
+        raise LookupError(f"{evidence.machine} has one GPU, which saves {percent(one)} alone.")
     return Finding(
-        f"{one:.0%} less on 1 GPU, {'' if has_two else 'no less than '}{two:.0%} less on 2",
+        f"{percent(one)} less on 1 GPU, {'' if has_two else 'at least '}{percent(two)} less on 2",
         REPRODUCED if near else REFUTED,
         f"In the paper 20.4 - 16.6 = 3.8 s stay on the CPU, so {paper:.1f} times is the ceiling, "
         f"and it is reached. Here convolution is {share:.0%}, the ceiling {ceiling:.1f} times, "
@@ -347,7 +348,7 @@ def _p12(evidence):
 
 def _of_each(shares):
     """Return a share of each network as text."""
-    return ", ".join(f"{share:.0%} ({_NETWORKS[name]})" for name, share in shares.items())
+    return ", ".join(f"{percent(share)} ({_NETWORKS[name]})" for name, share in shares.items())
 
 
 def _printed(environment, what):

@@ -2,30 +2,34 @@
 """What is asked of NCCL, in what order and on which stream: a stand-in for CuPy writes it down."""
 
 import contextlib
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from convstudy.parallel import nccl
-from convstudy.parallel.communicator import Alone, OverdueError, RanksError
+from convstudy.parallel.communicator import Alone, LostError, OverdueError
 from convstudy.parallel.nccl import Nccl
 
 CALLS = ("allReduce", "allGather", "broadcast", "reduceScatter", "send", "recv")
 
 
-class Event:
-    """Done, unless the stand-in says that the GPU stands still."""
+NOT_READY, ILLEGAL_ADDRESS = 600, 700
 
-    def __init__(self, log, still, disable_timing=False):
-        self.log, self.still, self.timed = log, still, not disable_timing
+
+class Event:
+    """Its pointer is what CUDA says when it is asked for it: 0, unless the stand-in says else."""
+
+    def __init__(self, log, status, disable_timing=False):
+        self.log, self.ptr, self.timed = log, status, not disable_timing
 
     def record(self, stream):
         self.log.append((stream.name, "record", self))
 
-    @property
-    def done(self):
-        return not self.still
+    def synchronize(self):
+        raise RuntimeError(f"CUDA says {self.ptr}")
 
 
 class Stream:
@@ -54,12 +58,13 @@ class Opened:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    state = SimpleNamespace(log=[], still=False, lost=False)
+    state = SimpleNamespace(log=[], status=0, lost=False)
     main, beside = Stream(state.log, "main"), Stream(state.log, "beside")
     cuda = SimpleNamespace(
         Device=Device,
         Stream=lambda non_blocking: beside,
-        Event=lambda disable_timing=False: Event(state.log, state.still, disable_timing),
+        Event=lambda disable_timing=False: Event(state.log, state.status, disable_timing),
+        runtime=SimpleNamespace(eventQuery=lambda pointer: pointer),
         get_current_stream=lambda index: main,
     )
     kinds = ("SUM", "AVG", "FLOAT32", "FLOAT64", "BFLOAT16", "INT64", "UINT8")
@@ -130,12 +135,28 @@ def test_all_else_is_on_the_current_stream(stand_in):
 def test_a_lost_rank_and_one_that_stands_still_are_told(stand_in):
     ranks = opened()
     ranks.settle()
-    stand_in.still, ranks.patience_s = True, 0.2
+    stand_in.status, ranks.patience_s = NOT_READY, 0.2
     with pytest.raises(OverdueError, match=r"waited 0.2 s for its GPU"):
         ranks.settle()
     stand_in.lost = True
-    with pytest.raises(RanksError, match="rank 0 of 1 has lost another one"):
+    with pytest.raises(LostError, match="rank 0 of 1 has lost another one"):
         opened().settle()
+
+
+def test_a_gpu_that_has_failed_is_not_waited_for(stand_in):
+    ranks = opened()
+    stand_in.status = ILLEGAL_ADDRESS
+    with pytest.raises(RuntimeError, match="CUDA says 700"):
+        ranks.settle()
+
+
+def test_communicators_end_with_the_process(stand_in):
+    """A graph that has captured one may end later, and NCCL would wait for it."""
+    ranks = opened()
+    ended = weakref.ref(ranks._opened)
+    del ranks
+    gc.collect()
+    assert ended() is not None
 
 
 def test_where_nccl_is_not_installed_that_is_said(monkeypatch):
@@ -157,7 +178,7 @@ def test_groups_of_ranks_have_their_own(stand_in):
     assert ranks.exchange("word") == ["word"]
     with pytest.raises(SystemExit, match="enough"):
         ranks.abort("enough")
-    stand_in.lost = stand_in.still = True
+    stand_in.lost, stand_in.status = True, NOT_READY
     ranks.split(2)
-    with pytest.raises(RanksError, match="has lost another one"):  # of a group: all give up
+    with pytest.raises(LostError, match="has lost another one"):  # of a group: all give up
         ranks.settle()
