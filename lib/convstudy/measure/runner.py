@@ -70,6 +70,8 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
         "machine": provenance.machine(machine),
         "software": provenance.software(),
     }
+    # Before the journal: an option that a suite cannot read leaves what is unfinished as it is.
+    cases = _cases(suite, options)
     # A virtual machine may get more memory as it needs it.
     same = {key: value for key, value in header["machine"].items() if key != "ram_bytes"}
     path = paths.BUILD / "measurements" / f"{machine}-{suite.name}.jsonl"
@@ -83,7 +85,7 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
     if suite.launches and devices():
         prepare(suite.launches(options), devices()[0])
     try:
-        _run_cases(suite, options, journal, until)
+        _run_cases(suite, cases, journal, until)
     except KeyboardInterrupt:
         say(f"{suite.name}: stopped; the same command goes on after the last finished case")
         raise
@@ -94,12 +96,16 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
     return path
 
 
-def _run_cases(suite, options, journal, until):
+def _cases(suite, options):
     cases = list(suite.cases(options))
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"suite {suite.name} has two cases {twice[0]!r}; name them apart")
+    return cases
+
+
+def _run_cases(suite, cases, journal, until):
     with tqdm(cases, desc=suite.name, unit="case", disable=None, leave=False) as progress:
         for case in progress:
             if _is_finished(journal.finished.get(case.name)):

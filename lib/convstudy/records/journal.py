@@ -20,7 +20,8 @@ class Journal:
     ----------
     path : Path
         Its file. Where there is one with the same header, the run goes on from it; one with
-        another header (other code, other options) is set aside under a name of its own.
+        another header (other code, other options) is set aside under a name of its own, until
+        there is a run with its header again.
     header : dict
         All that must be the same for results to belong together.
 
@@ -37,10 +38,12 @@ class Journal:
         self.set_aside = None
         self.finished = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._whole_lines()
-        if lines and lines[0] == header:
-            self.finished = {line["case"]: line["results"] for line in lines[1:]}
-        elif self.path.exists():
+        every = self.path, *self.path.parent.glob(f"{self.path.stem}.*.jsonl")
+        same = [each for each in every if _whole_lines(each)[:1] == [header]]
+        for each in same:
+            for line in _whole_lines(each)[1:]:
+                self.finished.setdefault(line["case"], line["results"])
+        if self.path.exists() and self.path not in same:
             self.set_aside = self._free_name()
             self.path.rename(self.set_aside)
         # Written anew, without a torn last line, and only then renamed over the old one.
@@ -48,15 +51,9 @@ class Journal:
         fresh.unlink(missing_ok=True)
         _append(fresh, header, *({"case": c, "results": r} for c, r in self.finished.items()))
         fresh.rename(self.path)
-
-    def _whole_lines(self):
-        """Return the lines that are whole: one may be torn, where the run was killed."""
-        lines = []
-        texts = self.path.read_bytes().split(b"\n") if self.path.exists() else ()
-        for text in texts:
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
-        return lines
+        for each in same:
+            if each != self.path:
+                each.unlink()
 
     def _free_name(self):
         number = 1
@@ -72,6 +69,15 @@ class Journal:
     def remove(self):
         """Remove the journal: its record is written."""
         self.path.unlink(missing_ok=True)
+
+
+def _whole_lines(path):
+    """Return the lines that are whole: one may be torn, where the run was killed."""
+    lines = []
+    for text in path.read_bytes().split(b"\n") if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def _append(path, *lines):

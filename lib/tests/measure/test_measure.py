@@ -626,6 +626,20 @@ def test_an_interrupted_run_keeps_its_journal(folder):
     assert len(record["results"]) == 5
 
 
+def test_an_option_that_a_suite_refuses_leaves_an_unfinished_run_alone(folder):
+    with pytest.raises(KeyboardInterrupt):
+        measure(tiny_suite.suite(folder, two=_interrupt))
+
+    def cases(options):
+        raise ValueError("n=abc")
+
+    with pytest.raises(ValueError, match="n=abc"):
+        measure(dataclasses.replace(tiny_suite.suite(folder), cases=cases), options={"n": "abc"})
+    measure(tiny_suite.suite(folder))
+    assert tiny_suite.ran(folder) == ["one", "two", "two", "three", "four", "five"]
+    assert not list((folder / "build").rglob("*.jsonl"))
+
+
 @pytest.mark.parametrize("other", ["options", "source", "machine"])
 def test_what_was_finished_under_other_terms_is_measured_anew(other, folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):

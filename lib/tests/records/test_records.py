@@ -541,6 +541,17 @@ def test_a_journal_of_something_else_is_set_aside_whole(name, tmp_path):
     assert sorted(aside) == sorted(texts)
 
 
+def test_a_journal_that_was_set_aside_is_taken_up_again(tmp_path):
+    path = tmp_path / "s.jsonl"
+    Journal(path, HEADER).add("a", [row("a")])
+    Journal(path, HEADER | {"options": {"n": "4"}}).add("b", [row("b")])
+    again = Journal(path, HEADER)
+    assert again.finished == {"a": [row("a")]}
+    again.remove()
+    assert list(Journal(path, HEADER | {"options": {"n": "4"}}).finished) == ["b"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_case_is_on_disk_before_the_next_begins(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "s.jsonl", HEADER)
     synced = []
