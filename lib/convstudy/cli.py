@@ -75,7 +75,10 @@ def _parser():
     )
     measure.add_argument("--quick", action="store_true", help="fewer repetitions")
     measure.add_argument(
-        "--stop-after", type=float, metavar="SECONDS", help="begin no case of a suite after so long"
+        "--stop-after",
+        type=_seconds,
+        metavar="SECONDS",
+        help="begin no case of a suite after so long",
     )
     measure.add_argument("--list", action="store_true", help="list the suites and their options")
 
@@ -110,6 +113,16 @@ def _parser():
     convert.add_argument("weights", help="a .safetensors, .npz or .pth file")
     convert.add_argument("output", help="another, named by its ending")
     return parser
+
+
+def _seconds(text):
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, 0 or more")
+    return seconds
 
 
 def _select(command):
@@ -194,11 +207,15 @@ def _run(suites, machine, given, quick, stop_after_s=None):
     """Run each suite with those of the given options that it has; return 1 where one failed."""
     from convstudy.measure import runner
 
-    status = 0
+    status, jobs = 0, []
     for suite in suites:
         own = {name: value for name, value in given.items() if name in suite.options}
+        options = (suite.quick if quick else {}) | own
+        # What the last suite refuses is to be known before the first one runs.
+        runner.asked_for(suite, options)
+        jobs.append((suite, options))
+    for suite, options in jobs:
         try:
-            options = (suite.quick if quick else {}) | own
             runner.run(suite, machine, options, stop_after_s=stop_after_s)
         except RuntimeError as error:
             print(f"convstudy: {error}", file=sys.stderr)

@@ -101,16 +101,20 @@ def test_a_notebook_that_fails_is_told_from_a_mistake(monkeypatch, capsys):
 @pytest.fixture
 def suites(monkeypatch):
     """Give the study three suites, one of which no machine can run; see what would be run."""
+
+    def none(options):
+        return []
+
     three = (
-        Suite("ladder", "the kernels", list, options={"repeats": 20}, quick={"repeats": 3}),
-        Suite("memory", "the hierarchy", list, options={"rounds": 9}),
-        Suite("huge", "many GPUs", list, gpus=1000),
+        Suite("ladder", "the kernels", none, options={"repeats": 20}, quick={"repeats": 3}),
+        Suite("memory", "the hierarchy", none, options={"rounds": 9}),
+        Suite("huge", "many GPUs", none, gpus=1000),
     )
     monkeypatch.setattr("convstudy.measure.suites.SUITES", {each.name: each for each in three})
     runs = []
 
     def run(suite, machine, options, stop_after_s):
-        if options.get("repeats") == "0":
+        if options.get("repeats") == "666":
             raise RuntimeError("nothing was measured")
         runs.append((suite.name, machine, options, *([stop_after_s] if stop_after_s else [])))
 
@@ -135,7 +139,7 @@ def test_each_suite_is_told_when_its_time_is_up(suites):
 
 
 def test_a_suite_that_fails_does_not_keep_the_others_from_running(suites, capsys):
-    assert cli.main(["measure", "ladder,memory", "repeats=0"]) == 1
+    assert cli.main(["measure", "ladder,memory", "repeats=666"]) == 1
     assert suites == [("memory", "local", {})]
     assert capsys.readouterr().err == "convstudy: nothing was measured\n"
 
@@ -145,12 +149,21 @@ def test_a_suite_that_fails_does_not_keep_the_others_from_running(suites, capsys
     [
         (["lader"], "there is no suite 'lader'; there are ladder, memory, huge"),
         (["memory", "repeats=3"], "no selected suite has an option 'repeats'; there are rounds"),
+        (["ladder,memory", "rounds=0"], "suite memory: rounds=0 must be at least 1"),
         (["huge", "rounds=3"], "no selected suite has an option 'rounds'; there are none"),
     ],
 )
 def test_an_unknown_suite_or_option_is_an_error(words, message, suites, capsys):
     assert cli.main(["measure", *words]) == 2
     assert message in capsys.readouterr().err
+    assert suites == []
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "soon"])
+def test_a_time_to_stop_after_that_is_none_is_refused(seconds, suites, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["measure", "--stop-after", seconds])
+    assert f"{seconds!r} must be a number of seconds, 0 or more" in capsys.readouterr().err
     assert suites == []
 
 

@@ -2,6 +2,7 @@
 """Runs a suite and writes its record: nothing half, and no finished case lost."""
 
 import datetime
+import math
 import re
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from convstudy import paths
 from convstudy.compile import prepare
 from convstudy.device import devices
 from convstudy.measure import provenance
-from convstudy.measure.suite import not_measured
+from convstudy.measure.suite import not_measured, numbers
 from convstudy.records import SCHEMA, digest, machines, newest, validate_result, write
 from convstudy.records.journal import Journal
 
@@ -20,6 +21,7 @@ LOCAL = paths.LOCAL_MEASUREMENTS.name
 SEED = 2023
 _TIME_WAS_UP = "time was up before it; measure again, with more or without --stop-after"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_NUMBERS = re.compile(r"\d+(,\d+)*")
 # What leads to a file from the root; neither a URL, nor a fraction, nor a relative path.
 _FOLDERS = re.compile(r"(?<![\w.~:/)])/(?:[\w.+@~-]+/)+")
 
@@ -53,7 +55,7 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
             f"measure: {machine!r} cannot name a machine; use lower-case letters, digits and "
             f"hyphens, such as nvidia-h200"
         )
-    options = _options(suite, options or {})
+    options, cases = asked_for(suite, options or {})
     reason = suite.why_not()
     if reason:
         raise RuntimeError(f"suite {suite.name} cannot run here: {reason}")
@@ -70,8 +72,6 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
         "machine": provenance.machine(machine),
         "software": provenance.software(),
     }
-    # Before the journal: an option that a suite cannot read leaves what is unfinished as it is.
-    cases = _cases(suite, options)
     # A virtual machine may get more memory as it needs it.
     same = {key: value for key, value in header["machine"].items() if key != "ram_bytes"}
     path = paths.BUILD / "measurements" / f"{machine}-{suite.name}.jsonl"
@@ -96,13 +96,21 @@ def run(suite, machine=LOCAL, options=None, say=print, stop_after_s=None):
     return path
 
 
-def _cases(suite, options):
+def asked_for(suite, options):
+    """Return all options of `suite` with those given, and the cases that they ask for.
+
+    Raises
+    ------
+    ValueError
+        For an option that will not do: before any work, and before what is unfinished is touched.
+    """
+    options = _options(suite, options)
     cases = list(suite.cases(options))
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"suite {suite.name} has two cases {twice[0]!r}; name them apart")
-    return cases
+    return options, cases
 
 
 def _run_cases(suite, cases, journal, until):
@@ -204,7 +212,27 @@ def _options(suite, given):
                 f"suite {suite.name}: {name}={value!r} must be of type {kind.__name__}, "
                 f"such as {suite.options[name]!r}"
             ) from None
+        _check_numbers(suite, name, options[name])
     return options
+
+
+def _check_numbers(suite, name, value):
+    default = suite.options[name]
+    least = suite.least.get(name, 0 if type(default) is float else 1)
+    if type(value) in (int, float):
+        if not least <= value < math.inf:
+            most = " and finite" if type(value) is float else ""
+            raise ValueError(f"suite {suite.name}: {name}={value} must be at least {least}{most}")
+    elif name in suite.least or _NUMBERS.fullmatch(str(default)):
+        try:
+            good = value == default or min(numbers(value)) >= least
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(
+                f"suite {suite.name}: {name}={value!r} must be whole numbers of at least {least} "
+                f"between commas, such as {default or '1,2'}"
+            )
 
 
 # Text as a value; bool("no") would be true.

@@ -42,7 +42,11 @@ class Suite:
     gpus : int
         How many it needs to be worth running at all.
     options : dict
-        The options it takes, with their defaults.
+        The options it takes, with their defaults. One whose default is whole numbers between
+        commas takes nothing else.
+    least : dict
+        The least that an option's numbers may be, where that is neither 1 for whole numbers nor 0
+        for others. An option that it names takes numbers, whatever its default.
     quick : dict
         What the options are where a figure is wanted soon.
     launches : callable, optional
@@ -55,6 +59,7 @@ class Suite:
     cases: Callable
     gpus: int = 0
     options: dict = field(default_factory=dict)
+    least: dict = field(default_factory=dict)
     quick: dict = field(default_factory=dict)
     launches: Callable | None = None
 
@@ -63,6 +68,22 @@ class Suite:
         if len(devices()) >= self.gpus:
             return None
         return f"it needs {self.gpus} GPU(s) and this machine has {len(devices())}"
+
+
+def numbers(text):
+    """Return the integers of an option such as ``1,16``."""
+    return [int(part) for part in text.split(",")]
+
+
+def check_words(options, **known):
+    """Raise ValueError where an option such as ``fprop,wgrad`` has a word that is not known."""
+    for name, words in known.items():
+        for word in options[name].split(","):
+            if word.strip() not in words:
+                raise ValueError(
+                    f"{name}={options[name]!r}: there is no {word.strip()!r}; "
+                    f"there are {', '.join(words)}"
+                )
 
 
 def result(

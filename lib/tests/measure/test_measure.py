@@ -25,6 +25,7 @@ from convstudy.conv.algorithm import plan
 from convstudy.device import CPU, EMULATOR, Device, array_module, devices
 from convstudy.measure import clocks, provenance, runner
 from convstudy.measure.suite import Case, Suite, checked, result
+from convstudy.measure.suites import SUITES
 from convstudy.problem import ConvProblem
 
 # ------------------------------------------------------------------------------------ clocks
@@ -568,7 +569,7 @@ def test_a_run_writes_one_valid_record_and_no_more(folder):
     assert record["results"][0]["samples_s"] == [0.25, 0.5, 0.75]
     assert record["method"] == {
         "seed": runner.SEED,
-        "options": {"repeats": 3, "n": "1,2", "fast": False},
+        "options": tiny_suite.OPTIONS | {"repeats": 3},
     }
     assert record["machine"]["slug"] == "some-box"
     assert tiny_suite.ran(folder) == list(tiny_suite.NAMES)
@@ -631,10 +632,10 @@ def test_an_option_that_a_suite_refuses_leaves_an_unfinished_run_alone(folder):
         measure(tiny_suite.suite(folder, two=_interrupt))
 
     def cases(options):
-        raise ValueError("n=abc")
+        raise ValueError("too large")
 
-    with pytest.raises(ValueError, match="n=abc"):
-        measure(dataclasses.replace(tiny_suite.suite(folder), cases=cases), options={"n": "abc"})
+    with pytest.raises(ValueError, match="too large"):
+        measure(dataclasses.replace(tiny_suite.suite(folder), cases=cases), options={"n": "4"})
     measure(tiny_suite.suite(folder))
     assert tiny_suite.ran(folder) == ["one", "two", "two", "three", "four", "five"]
     assert not list((folder / "build").rglob("*.jsonl"))
@@ -788,18 +789,56 @@ def test_options_are_of_their_default_s_type(given, expected, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repeat": 3}, "no option 'repeat'; its options: repeats, n, fast"),
+        ({"repeat": 3}, "no option 'repeat'; its options: repeats, n, fast, share, seeds, gpus"),
         ({"repeats": "many"}, "repeats='many' must be of type int, such as 2"),
         ({"repeats": 2.5}, "repeats=2.5 must be of type int"),
         ({"repeats": None}, "repeats=None must be of type int"),
         ({"repeats": True}, "repeats=True must be of type int"),
         ({"fast": "perhaps"}, "fast='perhaps' must be of type bool"),
+        ({"repeats": "0"}, "repeats=0 must be at least 1"),
+        ({"repeats": -1}, "repeats=-1 must be at least 1"),
+        ({"share": "nan"}, "share=nan must be at least 0 and finite"),
+        ({"share": "inf"}, "share=inf must be at least 0 and finite"),
+        ({"n": "abc"}, "n='abc' must be whole numbers of at least 1 between commas, such as 1,2"),
+        ({"n": ""}, "n='' must be whole numbers of at least 1"),
+        ({"n": "4,0"}, "n='4,0' must be whole numbers of at least 1"),
+        ({"seeds": "-1"}, "seeds='-1' must be whole numbers of at least 0"),
+        ({"gpus": "x"}, "gpus='x' must be whole numbers of at least 1"),
     ],
 )
 def test_options_that_will_not_do_are_refused_before_work(options, message, folder):
     with pytest.raises(ValueError, match=f"^suite tiny.*{message}"):
         measure(tiny_suite.suite(folder), options=options)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "message"),
+    [
+        ("functions", {"repeats": "0"}, "repeats=0 must be at least 1"),
+        ("networks", {"size": "-5"}, "size=-5 must be at least 1"),
+        ("networks", {"precisions": "fp7"}, "no 'fp7'; there are fp32, tf32, bf16"),
+        ("scaling", {"ranks": "0"}, "ranks='0' must be"),
+        ("scaling", {"gpus": "x"}, "gpus='x' must be"),
+        ("scaling", {"n_cpu": "0"}, "n_cpu='0' must be"),
+        ("scaling", {"precisions": "fp7"}, "no 'fp7'"),
+        ("chunks", {"chunks": "0"}, "chunks='0' must be"),
+        ("learning", {"recipe": "steps"}, "recipe='steps': 'steps' is not of the form name=value"),
+        ("unet", {"whats": "x"}, "no 'x'; there are inference, training"),
+        ("unet", {"compiled": "x/y"}, "no 'x/y'"),
+        ("tuning", {"passes": "x"}, "no 'x'; there are fprop, dgrad, wgrad"),
+        ("convolutions", {"rungs": "x"}, "no 'x'; there are chosen, all"),
+    ],
+)
+def test_what_a_suite_cannot_do_is_refused_before_work(suite, options, message):
+    with pytest.raises(ValueError, match=message):
+        runner.asked_for(SUITES[suite], options)
+
+
+def test_defaults_are_options_that_will_do():
+    for suite in SUITES.values():
+        runner.asked_for(suite, suite.quick)
+    assert runner.asked_for(SUITES["ladder"], {"plain_repeats": "0"})[0]["plain_repeats"] == 0
 
 
 @pytest.mark.parametrize("slug", ["", "Box", "a b", "../x", "a/b", "-a", "a-", "a--b", "a\n", "é"])

@@ -133,7 +133,7 @@ def test_a_batch_is_made_of_few_images_and_its_result_of_theirs():
 
 
 def test_a_network_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="no network 'alexnet'; there are vgg16, resnet18"):
+    with pytest.raises(ValueError, match="there is no 'alexnet'; there are vgg16, resnet18"):
         cases(network="vgg16, alexnet")
 
 
@@ -289,5 +289,5 @@ def test_parts_are_those_asked_for():
         for n in (1, 64)
         for precision in ("fp32", "tf32", "bf16")
     ]
-    with pytest.raises(ValueError, match="no part 'gpu'; there are cpu, offload"):
+    with pytest.raises(ValueError, match="there is no 'gpu'; there are cpu, offload"):
         cases(parts="gpu")

@@ -13,6 +13,7 @@ from convstudy.measure.suite import Case, Suite, result
 from convstudy.records import record
 
 NAMES = ("one", "two", "three", "four", "five")
+OPTIONS = {"repeats": 2, "n": "1,2", "fast": False, "share": 0.5, "seeds": "0", "gpus": ""}
 SHA = "5" * 64
 SOFTWARE = "python numpy numba cupy cuda_driver cuda_runtime nvrtc torch cudnn compiler blas"
 
@@ -45,7 +46,7 @@ def suite(folder, **special):
             skip = special[name] if isinstance(special.get(name), str) else None
             yield Case(name, lambda name=name: run(name, options["repeats"]), {"name": name}, skip)
 
-    return Suite("tiny", "A tiny suite", cases, options={"repeats": 2, "n": "1,2", "fast": False})
+    return Suite("tiny", "A tiny suite", cases, options=OPTIONS, least={"seeds": 0, "gpus": 1})
 
 
 def ran(folder):

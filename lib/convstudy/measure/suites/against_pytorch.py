@@ -16,8 +16,8 @@ from convstudy.device import array_module, devices
 from convstudy.images import load_sample
 from convstudy.measure import pytorch, pytorch_unet
 from convstudy.measure.graphs import alternating
-from convstudy.measure.suite import Case, Suite, checked, compared, result
-from convstudy.measure.suites.network import images, no_gpu, numbers, unet
+from convstudy.measure.suite import Case, Suite, check_words, checked, compared, numbers, result
+from convstudy.measure.suites.network import images, no_gpu, unet
 from convstudy.program.backend import GpuBackend
 from convstudy.program.inference import Inference
 from convstudy.program.lowering import PRECISIONS
@@ -27,6 +27,8 @@ _WHATS = ("inference", "training")
 
 def cases(options):
     """Yield a case for each thing done, precision and batch."""
+    check_words(options, whats=_WHATS, precisions=PRECISIONS)
+    compiled(options)
     for what in _words(options["whats"]):
         for precision in _words(options["precisions"]):
             for n in numbers(options["n"]):

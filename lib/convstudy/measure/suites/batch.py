@@ -5,8 +5,8 @@ import itertools
 
 from convstudy.device import devices
 from convstudy.measure.clocks import sample
-from convstudy.measure.suite import Case, Suite, checked, result
-from convstudy.measure.suites.network import BLOCKED, TILED, expected, images, numbers, unet
+from convstudy.measure.suite import Case, Suite, checked, numbers, result
+from convstudy.measure.suites.network import BLOCKED, TILED, expected, images, unet
 from convstudy.nn.blas import BlasOps
 from convstudy.parallel.chunks import ChunkedForward
 from convstudy.parallel.offload import DataParallelOps

@@ -3,8 +3,8 @@
 
 from convstudy.device import CPU, devices
 from convstudy.measure.clocks import sample
-from convstudy.measure.suite import Case, Suite, checked, result
-from convstudy.measure.suites.network import TILED, expected, images, no_gpu, numbers, unet
+from convstudy.measure.suite import Case, Suite, checked, numbers, result
+from convstudy.measure.suites.network import TILED, expected, images, no_gpu, unet
 from convstudy.nn.blas import BlasOps
 from convstudy.parallel.chunks import ChunkedForward
 

@@ -11,13 +11,14 @@ from convstudy.conv.algorithm import choose, kernels_for, plan, read_again
 from convstudy.device import devices
 from convstudy.measure import pytorch
 from convstudy.measure.graphs import alternating, capture
-from convstudy.measure.suite import Case, Suite, checked, compared, result
+from convstudy.measure.suite import Case, Suite, check_words, checked, compared, result
 from convstudy.measure.suites import passes
 from convstudy.measure.suites.network import BLOCKED, TILED
 from convstudy.tolerance import relative_error
 
 # An error that no rounding makes: whatever was timed, it was not this convolution.
 _ABSURD = 0.1
+_RUNGS = ("chosen", "all")
 # Powers of ten between which badly scaled numbers lie.
 _SCALES = 6.0
 
@@ -25,6 +26,7 @@ _SCALES = 6.0
 def cases(options):
     """Yield a case for each pass, precision, batch and layer."""
     read_again()
+    check_words(options, rungs=_RUNGS)
     for labels, which, problem in passes.problems(options):
         name = "{pass}/{precision}/n{n}/{layer}".format(**labels)
         contest = _Contest(name, labels, which, problem, options)

@@ -7,9 +7,9 @@ import numpy as np
 
 from convstudy.device import devices
 from convstudy.measure.graphs import alternating
-from convstudy.measure.suite import Case, Suite, result
+from convstudy.measure.suite import Case, Suite, numbers, result
 from convstudy.measure.suites.against_pytorch import masks
-from convstudy.measure.suites.network import images, no_gpu, numbers, pieces, unet, unet_work
+from convstudy.measure.suites.network import images, no_gpu, pieces, unet, unet_work
 from convstudy.nn.cuda import ResidentOps
 from convstudy.program.backend import GpuBackend
 from convstudy.program.capture import Replay

@@ -12,8 +12,8 @@ from convstudy.device import CPU, array_module, devices
 from convstudy.measure import pytorch
 from convstudy.measure.clocks import sample
 from convstudy.measure.runner import SEED
-from convstudy.measure.suite import Case, Suite, checked, result
-from convstudy.measure.suites.network import KERNELS, layers, no_gpu, numbers
+from convstudy.measure.suite import Case, Suite, checked, numbers, result
+from convstudy.measure.suites.network import KERNELS, layers, no_gpu
 from convstudy.problem import ConvProblem
 
 
@@ -155,5 +155,6 @@ SUITE = Suite(
     "Each convolution algorithm at U-Net's 18 layers",
     cases,
     options={"n": "1,16", "repeats": 20, "plain_repeats": 1},
+    least={"plain_repeats": 0},
     quick={"n": "1", "repeats": 5, "plain_repeats": 0},
 )

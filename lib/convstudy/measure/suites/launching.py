@@ -3,8 +3,8 @@
 
 from convstudy.device import devices
 from convstudy.measure.clocks import CLOCKS, sample
-from convstudy.measure.suite import Case, Suite, result
-from convstudy.measure.suites.network import KERNELS, Convolutions, layers, no_gpu, numbers
+from convstudy.measure.suite import Case, Suite, numbers, result
+from convstudy.measure.suites.network import KERNELS, Convolutions, layers, no_gpu
 
 
 def cases(options):

@@ -16,12 +16,12 @@ PICTURES = 6
 
 def cases(options):
     """Yield a training for each seed and precision, by one recipe; and one that goes further."""
-    given = _words(options["recipe"])
+    given = _words(options, "recipe")
     precisions = [{"precision": each} for each in options["precisions"].split(",") if each] or [{}]
     seeds = [{"seed": each} for each in options["seeds"].split(",")]
     ways = [seed | precision for seed in seeds for precision in precisions]
     if options["longer"]:
-        ways.append(ways[0] | _words(options["longer"]))
+        ways.append(ways[0] | _words(options, "longer"))
     for way in ways:
         recipe = Recipe.of(given | way)
         labels = {
@@ -38,8 +38,14 @@ def cases(options):
         yield Case(name, _Training(name, recipe, labels), labels)
 
 
-def _words(text):
-    return dict(word.split("=", 1) for word in text.split())
+def _words(options, name):
+    words = options[name].split()
+    for word in words:
+        if "=" not in word:
+            raise ValueError(
+                f"suite learning: {name}={options[name]!r}: {word!r} is not of the form name=value"
+            )
+    return dict(word.split("=", 1) for word in words)
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,5 +88,6 @@ SUITE = Suite(
     cases,
     # The longer one is the first again, but for the options named: "steps=4000".
     options={"recipe": "", "precisions": "", "seeds": "0", "longer": ""},
+    least={"seeds": 0},
     quick={"recipe": "steps=100 width=8", "seeds": "0"},
 )

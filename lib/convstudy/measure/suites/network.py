@@ -68,11 +68,6 @@ def no_gpu(count=1):
     return f"it needs {count} GPUs and this machine has {len(devices())}"
 
 
-def numbers(text):
-    """Return the integers of an option such as ``1,16``."""
-    return [int(part) for part in str(text).split(",")]
-
-
 @dataclass(frozen=True)
 class Work:
     """A network, a batch of images for it, and the result that it must have.

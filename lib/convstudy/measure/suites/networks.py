@@ -12,7 +12,7 @@ from convstudy.measure import pytorch, pytorch_classifiers
 from convstudy.measure.clocks import sample
 from convstudy.measure.pytorch_ops import TorchOps
 from convstudy.measure.runner import SEED
-from convstudy.measure.suite import Case, Suite, result
+from convstudy.measure.suite import Case, Suite, check_words, numbers, result
 from convstudy.measure.suites import fusion
 from convstudy.measure.suites.against_pytorch import Contest
 from convstudy.measure.suites.network import (
@@ -21,7 +21,6 @@ from convstudy.measure.suites.network import (
     TILED,
     Work,
     no_gpu,
-    numbers,
     pieces,
 )
 from convstudy.measure.suites.passes import release, words
@@ -34,6 +33,7 @@ from convstudy.nn.reference import ReferenceOps
 from convstudy.parallel.chunks import ChunkedForward
 from convstudy.parallel.offload import DataParallelOps
 from convstudy.program.inference import Inference
+from convstudy.program.lowering import PRECISIONS
 from convstudy.program.training import Step
 
 NETWORKS = {
@@ -99,13 +99,8 @@ def work(name, n, size):
 
 def cases(options):
     """Yield a case for each network, batch and way of executing it."""
-    for option, known in (("network", NETWORKS), ("parts", _PARTS), ("whats", _WHATS)):
-        unknown = [name for name in words(options[option]) if name not in known]
-        if unknown:
-            raise ValueError(
-                f"suite networks: no {option.removesuffix('s')} {unknown[0]!r}; there are "
-                f"{', '.join(known)}"
-            )
+    known = {"network": NETWORKS, "parts": _PARTS, "whats": _WHATS, "precisions": PRECISIONS}
+    check_words(options, **known)
     every = [
         _Rows(name, n, options) for name in words(options["network"]) for n in numbers(options["n"])
     ]

@@ -13,11 +13,13 @@ import numpy as np
 
 from convstudy.conv import reference
 from convstudy.device import array_module, release_memory, why_no_blas
-from convstudy.measure.suites.network import no_gpu, numbers
+from convstudy.measure.suite import check_words, numbers
+from convstudy.measure.suites.network import no_gpu
 from convstudy.models.resnet import ResNet
 from convstudy.models.unet import UNet
 from convstudy.models.vgg import VGG16
 from convstudy.problem import ConvProblem
+from convstudy.program.lowering import PRECISIONS
 
 PASSES = ("fprop", "dgrad", "wgrad")
 # Calls go round so many sets of arrays.
@@ -53,6 +55,7 @@ def why_not():
 
 def problems(options):
     """Yield (labels, pass, problem) for each pass, precision, batch and layer."""
+    check_words(options, passes=PASSES, precisions=PRECISIONS)
     height, width = options["height"], options["width"]
     for which in words(options["passes"]):
         for precision in words(options["precisions"]):

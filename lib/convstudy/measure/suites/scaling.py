@@ -10,11 +10,12 @@ import os
 from convstudy.device import CPU, devices
 from convstudy.measure import pytorch
 from convstudy.measure.ranked import Job, Session
-from convstudy.measure.suite import Case, Suite, result
-from convstudy.measure.suites.network import HEIGHT, WIDTH, numbers
+from convstudy.measure.suite import Case, Suite, check_words, numbers, result
+from convstudy.measure.suites.network import HEIGHT, WIDTH
 from convstudy.models.unet import WIDTH as CHANNELS
 from convstudy.parallel import launch
 from convstudy.parallel.grid import CUT_FROM
+from convstudy.program.lowering import PRECISIONS
 
 # Bytes; GPUs get the larger ones, too.
 _SIZES = tuple(4**power for power in range(6, 13))
@@ -26,6 +27,7 @@ def cases(options):
 
     All of them are asked of the same ranks, which end with the last of the cases.
     """
+    check_words(options, precisions=PRECISIONS)
     on_gpu, session = bool(devices()), Session()
     counts = _counts(options["gpus"] if on_gpu else options["ranks"])
     several = [count for count in counts if count > 1]
@@ -154,5 +156,6 @@ SUITE = Suite(
         "width_cpu": 16,
         "repeats": 10,
     },
+    least={"gpus": 1},
     quick={"n": "1,16", "n_cpu": "2,4", "repeats": 3, "width_cpu": 8},
 )
