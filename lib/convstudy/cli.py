@@ -139,7 +139,7 @@ def _pairs(words):
 
 
 def _figures(arguments):
-    from convstudy import paths
+    from convstudy import paths, records
     from convstudy.study import execute
 
     given = _pairs(arguments.given)
@@ -152,6 +152,8 @@ def _figures(arguments):
     draws_local = any(execute.LOCAL in v[execute.MACHINES].split(",") for v in beside.values())
     if draws_local and not arguments.records_only:
         _measure_missing()
+    if execute.LOCAL in records.named(given.get(execute.MACHINES, "")):
+        records.check_machines([execute.LOCAL])
     # The committed figures are drawn with the committed parameters only.
     if not given:
         execute.run(chosen, paths.BUILD / "notebooks", paths.FIGURES)

@@ -48,6 +48,9 @@ def record_something():
         (["--notebook", "99"], "there is no notebook '99'"),
         (["chunks"], "'chunks' is not of the form name=value"),
         (["=8"], "'=8' is not of the form name=value"),
+        (["--machine", "nope"], "there is no record of machine 'nope'; there are records of"),
+        (["machines=nope"], "there is no record of machine 'nope'; there are records of"),
+        (["--notebook", "04", "chunks=[1"], "parameter chunks=[1 cannot be read as YAML"),
         (["cunks=8"], "no selected notebook has a parameter 'cunks'"),
     ],
 )
@@ -85,8 +88,18 @@ def test_other_parameters_never_draw_into_the_committed_figures(notebooks):
 
 
 def test_another_machines_figures_need_no_measurement_here(notebooks):
-    assert cli.main(["figures", "--machine", "a30"]) == 0
-    assert notebooks == [({"machines": "a30"}, paths.LOCAL_FIGURES)]
+    assert cli.main(["figures", "--machine", "amd-epyc-2c"]) == 0
+    assert notebooks == [({"machines": "amd-epyc-2c"}, paths.LOCAL_FIGURES)]
+
+
+def test_this_machines_figures_need_a_record_of_it(notebooks, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "MEASUREMENTS", paths.LOCAL_MEASUREMENTS.parent)
+    assert cli.main(["figures", "--machine", "local", "--records-only"]) == 2
+    assert "there is no record of machine 'local'" in capsys.readouterr().err
+    assert notebooks == []
+    record_something()
+    assert cli.main(["figures", "--machine", "local", "--records-only"]) == 0
+    assert notebooks == [({"machines": "local"}, paths.LOCAL_FIGURES)]
 
 
 def test_a_notebook_that_fails_is_told_from_a_mistake(monkeypatch, capsys):

@@ -11,12 +11,22 @@ from convstudy.records.record import (
     validate_result,
     write,
 )
-from convstudy.records.table import COMMITTED, every, machines, named, newest, provenance, table
+from convstudy.records.table import (
+    COMMITTED,
+    check_machines,
+    every,
+    machines,
+    named,
+    newest,
+    provenance,
+    table,
+)
 
 __all__ = [
     "COMMITTED",
     "SCHEMA",
     "RecordError",
+    "check_machines",
     "digest",
     "every",
     "load",

@@ -34,14 +34,16 @@ def machines():
     return tuple(sorted({path.parent.name for path in paths.MEASUREMENTS.glob("*/*.json")}))
 
 
-def _folder(machine):
-    folder = paths.MEASUREMENTS / machine
-    if machine not in machines():
-        raise ValueError(
-            f"there is no record of machine {machine!r}; there are records of "
-            f"{', '.join(machines()) or 'none'} (`make measure MACHINE={machine}` adds one)"
-        )
-    return folder
+def check_machines(slugs):
+    """Raise ValueError where a machine has no record at all; the message lists those that have."""
+    known = machines()
+    for slug in slugs:
+        if slug not in known:
+            raise ValueError(
+                f"there is no record of machine {slug!r}; there are records of "
+                f"{', '.join(known) or 'none'} (`make measure` adds one of this machine, in the "
+                f"folder that MACHINE= names)"
+            )
 
 
 def newest(machine, suite):
@@ -56,7 +58,8 @@ def newest(machine, suite):
     RecordError
         Where the record is broken, or is another machine's.
     """
-    files = _files(_folder(machine), suite)
+    check_machines([machine])
+    files = _files(paths.MEASUREMENTS / machine, suite)
     if not files:
         return None
     record = load(files[-1])

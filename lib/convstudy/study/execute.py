@@ -8,6 +8,7 @@ here both are errors, found before any work is done.
 import ast
 import difflib
 import json
+import math
 import os
 import re
 import subprocess
@@ -60,7 +61,7 @@ def find(selection="", folder=None):
     wanted = set()
     for name in selection.split(","):
         name = name.strip().removesuffix(".ipynb")
-        matching = [s for s in known if name == s or name.zfill(2) == s[:2]]
+        matching = [s for s in known if name and (name == s or name.zfill(2) == s[:2])]
         if not matching:
             raise ValueError(f"there is no notebook {name!r}; there are {', '.join(known)}")
         wanted.update(matching)
@@ -89,7 +90,12 @@ def typed(name, text, default):
     """
     if isinstance(default, str):
         return text
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        raise ValueError(
+            f"parameter {name}={text} cannot be read as YAML; its default is {default!r}"
+        ) from None
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if default is not None and type(value) is not type(default):
@@ -97,6 +103,8 @@ def typed(name, text, default):
             f"parameter {name}={text} is not of type {type(default).__name__}; "
             f"its default is {default!r}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"parameter {name}={text} is not a finite number, such as {default!r}")
     return value
 
 
@@ -113,13 +121,16 @@ def choose(selection="", given=None, folder=None):
     Raises
     ------
     ValueError
-        Where no selected notebook has such a parameter, or its value has the wrong type.
+        Where no selected notebook has such a parameter, its value has the wrong type, or there is
+        no record of a machine that it names; this one may still be measured.
     """
     given = given or {}
     known = {notebook: defaults(notebook) for notebook in find(selection, folder)}
     for name in given:
         if not any(name in parameters for parameters in known.values()):
             raise ValueError(_unknown(name, known))
+    if MACHINES in given:
+        records.check_machines(set(records.named(given[MACHINES])) - {LOCAL})
     return {
         notebook: {
             name: typed(name, text, parameters[name])

@@ -36,6 +36,11 @@ def test_many_notebooks_come_in_reading_order(folder):
 def test_a_notebook_that_is_not_there_is_named_with_those_that_are(folder):
     with pytest.raises(ValueError, match="no notebook '07'; there are 01-share, 04-chunks"):
         execute.find("01,07", folder)
+    # Filled with zeros, an empty name would be that of the first.
+    tiny.write(folder, "00-claims", SHOW)
+    for selection in (",", "04,"):
+        with pytest.raises(ValueError, match="no notebook ''; there are 00-claims"):
+            execute.find(selection, folder)
 
 
 def test_each_notebook_gets_the_parameters_it_knows_in_their_types(folder):
@@ -59,11 +64,29 @@ def test_a_value_of_another_type_is_an_error(folder, value):
         execute.choose("04", {"chunks": value}, folder)
 
 
+@pytest.mark.parametrize("value", ["[1", "a: b: c", "2001-99-99"])
+def test_a_value_that_is_no_yaml_is_an_error(folder, value):
+    with pytest.raises(ValueError, match=r"chunks=.* cannot be read as YAML; its default is 2"):
+        execute.choose("04", {"chunks": value}, folder)
+
+
+@pytest.mark.parametrize("value", [".nan", "-.inf"])
+def test_a_value_that_is_not_finite_is_an_error(folder, value):
+    with pytest.raises(ValueError, match=r"scale=.* is not a finite number, such as 0.5"):
+        execute.choose("04", {"scale": value}, folder)
+
+
+@pytest.mark.parametrize("slugs", ["nope", "nvidia-h200,nope", "../../etc", ","])
+def test_a_machine_without_records_is_an_error(folder, slugs):
+    with pytest.raises(ValueError, match=r"no record of machine '.*'; there are records of amd"):
+        execute.choose("", {"machines": slugs}, folder)
+
+
 def test_this_machines_records_come_beside_the_committed_ones(folder):
     share, chunks = execute.with_local(execute.choose("", {"chunks": "8"}, folder)).values()
     assert share == {"machines": "cpu,local"}
     assert chunks == {"machines": "h200,local", "chunks": 8}
-    chosen = execute.choose("04", {"machines": "a30"}, folder)
+    chosen = execute.choose("04", {"machines": "amd-epyc-2c"}, folder)
     assert execute.with_local(chosen) == chosen
 
 
