@@ -2,6 +2,9 @@
 """The command line: ``python -m convstudy``, which the Makefile's targets call."""
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 
 # Nothing else is imported up here: `doctor` has to speak where an import fails.
@@ -11,6 +14,9 @@ def main(argv=None):
     """Run one command and return its exit status: 0, 1 where it failed, 2 where it was misused."""
     from convstudy.parallel import launch
 
+    if sys.stderr is None:
+        # It was closed before Python began; progress bars would fail on it, and the work with them.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, it stays open
     is_alone = launch.started_ranks() == 1
     arguments = _parser().parse_args(argv) if is_alone else None
     try:
@@ -31,15 +37,21 @@ def _on_ranks(ranks, argv):
     """Run a command on this rank; what is wrong with it on any rank, all are told."""
 
     def parse():
+        # Help that was asked for, rank 0 alone gives.
+        output = sys.stdout if ranks.rank == 0 else io.StringIO()
         try:
-            arguments = _parser().parse_args(argv)
+            with contextlib.redirect_stdout(output):
+                arguments = _parser().parse_args(argv)
         except SystemExit as error:
+            if not error.code:
+                return None
             raise ValueError("its command line is wrong, as it says itself") from error
         if arguments.run is not _train:
             raise ValueError("of all commands, only train runs on several ranks")
         return arguments
 
-    return _train(ranks.together(parse), ranks)
+    arguments = ranks.together(parse)
+    return _train(arguments, ranks) if arguments else 0
 
 
 def _parser():
@@ -202,7 +214,7 @@ def _measure(arguments):
 
 def _described(suite):
     options = ", ".join(f"{name}={value}" for name, value in suite.options.items())
-    return f"{suite.name:14}{suite.title}" + (f" ({options})" if options else "")
+    return f"{suite.name:23}{suite.title}" + (f" ({options})" if options else "")
 
 
 def _run(suites, machine, given, quick, stop_after_s=None):

@@ -185,7 +185,7 @@ def live():
 
     for suite in SUITES.values():
         reason = suite.why_not()
-        yield f"{ABSENT if reason else OK:7}{suite.name:14}{reason or suite.title}"
+        yield f"{ABSENT if reason else OK:7}{suite.name:23}{reason or suite.title}"
 
 
 def recorded():

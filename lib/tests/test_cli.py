@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The command line: one line for what went wrong, and no work before that is known."""
 
+import sys
+
 import pytest
 
-from convstudy import cli, paths
+from convstudy import cli, doctor, paths
 from convstudy.measure import runner
 from convstudy.measure.suite import Suite
+from convstudy.measure.suites import SUITES
 from convstudy.study import execute
 
 
@@ -194,6 +197,27 @@ def test_a_training_and_its_weights_in_another_format(tmp_path, capsys):
     assert cli.main(["train", *options, "seed=1", f"folder={tmp_path}", "anew=yes"]) == 0
 
 
+def test_a_training_needs_no_standard_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    options = ["execution=cpu", "size=16x16", "width=2", "composites=8", "held_out=2", "steps=2"]
+    assert cli.main(["train", *options, f"folder={tmp_path}"]) == 0
+    sys.stderr.close()
+    assert "after 2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", ["", "x", "-2", "0"])
+def test_a_launcher_that_gives_no_number_is_none(said, monkeypatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", said)
+    assert cli.main(["train", "--list"]) == 0
+    assert "steps=" in capsys.readouterr().out
+
+
+def test_no_suites_name_runs_into_what_follows():
+    for suite in SUITES.values():
+        assert cli._described(suite).startswith(f"{suite.name} ")
+    assert all(line[7:].split(" ")[0] in SUITES for line in doctor.live())
+
+
 def test_the_options_of_a_training_are_listed(capsys):
     assert cli.main(["train", "--list", "execution=cpu", "steps=7"]) == 0
     said = capsys.readouterr().out
@@ -212,6 +236,6 @@ def test_only_what_is_missing_is_measured(suites, monkeypatch):
 def test_the_suites_are_listed_with_their_options(suites, capsys):
     assert cli.main(["measure", "--list"]) == 0
     said = capsys.readouterr().out
-    assert "ladder        the kernels (repeats=20)" in said
-    assert "huge          many GPUs\n" in said
+    assert "ladder                 the kernels (repeats=20)" in said
+    assert "huge                   many GPUs\n" in said
     assert suites == []

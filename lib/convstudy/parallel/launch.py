@@ -26,7 +26,9 @@ _LAST_WORDS_S = 10
 
 def started_ranks():
     """Return how many ranks the launcher says it has started; 1 without a launcher."""
-    return max(int(os.environ.get(name, 1)) for name in _SIZES)
+    said = [os.environ.get(name, "") for name in _SIZES]
+    # Whatever else stands there, no launcher has written.
+    return max([1, *(int(text) for text in said if text.isdecimal())])
 
 
 def communicator():

@@ -265,6 +265,12 @@ def test_a_command_line_that_is_wrong_on_one_rank_ends_all(tmp_path):
     assert "convstudy: error: unrecognized arguments: --anew\n" in done.stderr
 
 
+def test_help_is_given_once_and_is_no_fault():
+    done = launch.run_ranks(2, "-m", "convstudy", "--help", timeout_s=60, environment=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage: convstudy") == 1
+
+
 def test_other_commands_do_not_run_on_ranks():
     done = launch.run_ranks(2, "-m", "convstudy", "readme", timeout_s=60, environment=PATIENCE)
     assert done.returncode == 2
