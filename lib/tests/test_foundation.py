@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convstudy import compile, device, paths, tolerance
+from convstudy import compile, device, loops, paths, tolerance
 from convstudy.compile import Launch, Sequence
 from convstudy.device import EMULATOR
 from convstudy.problem import BFLOAT16, ConvProblem
@@ -194,6 +194,36 @@ def test_kernels_are_compiled_once_each_for_the_device_that_is_named(monkeypatch
     compile.prepare([one, both, replace(one, grid=(7,))], EMULATOR)
     assert sorted(part.shared_bytes for part, _ in asked) == [0, 2**16]
     assert {device for _, device in asked} == {EMULATOR}
+
+
+def one_more(x):
+    return x + 1
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_a_damaged_loop_nest_is_compiled_again(ending, tmp_path, monkeypatch):
+    import numba
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert loops.compiled(one_more)(2) == 3
+    (kept,) = tmp_path.rglob(f"*.{ending}")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-5]):
+        kept.write_bytes(damaged)
+        assert loops.compiled(one_more)(2) == 3
+        assert len(kept.read_bytes()) == len(whole)
+
+
+def test_a_loop_nest_needs_no_folder_to_be_kept_in(monkeypatch):
+    import numba
+
+    def njit(function, cache=False):
+        if cache:
+            raise RuntimeError("no locator available")
+        return function
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert loops.compiled(one_more)(2) == 3
 
 
 def test_what_does_not_compile_is_said(monkeypatch):

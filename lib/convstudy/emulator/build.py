@@ -67,7 +67,13 @@ _LINE_MARKER = re.compile(r'^# (\d+) "((?:[^"\\]|\\.)*)"')
 
 def compiler():
     """Return the command that compiles C++: the variable CXX, or g++."""
-    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    given = os.environ.get("CXX", "")
+    try:
+        return shlex.split(given) or ["g++"]
+    except ValueError as error:
+        raise EmulatorError(
+            f"the variable CXX is {given!r}, which is no command ({error}); name one, such as g++"
+        ) from None
 
 
 @functools.cache
@@ -116,6 +122,11 @@ def _cached(name, make, *inputs, suffix=".so"):
         if not path.exists():
             built = Path(folder) / path.name
             make(built)
+            if not built.exists():
+                raise EmulatorError(
+                    f"{shlex.join(compiler())!r} has written nothing, without a word; name a "
+                    "compiler of C++, such as g++, in the variable CXX, or unset it"
+                )
             built.rename(path)
         lock.unlink(missing_ok=True)
     return path
@@ -241,7 +252,13 @@ def _refuse_assembly(command, options, unit, filename):
 @functools.cache
 def open_library(path):
     """Load a shared object; it stays loaded."""
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EmulatorError(
+            f"the emulator has built a file that cannot be loaded ({error}); "
+            "`make clean` removes it, and it is built again"
+        ) from None
 
 
 def disassemble(path):

@@ -851,6 +851,27 @@ def test_missing_compiler_says_how_to_get_one(monkeypatch):
         kernel("y[0] = 5;")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("true", "'true' has written nothing, without a word; name a compiler"),
+        ('g++ "', "CXX is 'g\\+\\+ \"', which is no command \\(No closing quotation\\)"),
+    ],
+)
+def test_a_compiler_that_is_none_is_told_from_one(command, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", command)
+    monkeypatch.setattr(build, "CACHE", tmp_path)
+    with pytest.raises(emulator.EmulatorError, match=message):
+        kernel("y[0] = 5;")
+
+
+def test_a_damaged_file_comes_with_its_remedy(tmp_path):
+    damaged = tmp_path / "k.so"
+    damaged.touch()
+    with pytest.raises(emulator.EmulatorError, match=r"k\.so: file too short\); `make clean`"):
+        build.open_library(damaged)
+
+
 # ---- the machinery -------------------------------------------------------------------------------
 def test_fibers_without_hand_written_switches(monkeypatch):
     monkeypatch.setenv("CXX", "g++ -DEMU_UCONTEXT")
