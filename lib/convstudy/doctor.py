@@ -195,10 +195,14 @@ def recorded():
     machines = records.machines()
     for machine in machines:
         files = sorted((paths.MEASUREMENTS / machine).glob("*.json"))
-        newest = records.load(files[-1])
+        try:
+            newest = records.load(files[-1])
+        except records.RecordError as error:
+            yield f"{machine:16}{WRONG}: {error}"
+            continue
         gpus = [gpu["name"] for gpu in newest["machine"]["gpus"]]
         hardware = " + ".join([newest["machine"]["cpu"]["model"], *gpus])
-        suites = sorted({file.stem.split("-", 2)[2] for file in files})
+        suites = sorted({suite for file in files for suite in file.stem.split("-", 2)[2:]})
         yield f"{machine:16}{hardware}: {', '.join(suites)}"
     if not machines:
         yield "none yet: make measure"

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from convstudy import device, doctor
+from convstudy import device, doctor, paths
 
 
 def lines(name):
@@ -49,6 +49,17 @@ def test_a_package_that_cannot_be_imported_is_a_line_not_a_traceback(name):
     )
     assert said.stderr == ""
     assert "Drawn from the records of" in said.stdout
+
+
+def test_a_broken_record_is_a_line_of_its_machine(monkeypatch, tmp_path):
+    for machine in ("box", "moon"):
+        (tmp_path / machine).mkdir()
+        (tmp_path / machine / "20240102T030405Z-abababa-ladder.json").touch()
+    monkeypatch.setattr(paths, "MEASUREMENTS", tmp_path)
+    said = doctor.report().splitlines()[-2:]
+    for line, machine in zip(said, ("box", "moon"), strict=True):
+        assert line.startswith(f"  {machine:16}wrong: {machine}/20240102T030405Z")
+        assert "make setup" not in line
 
 
 def test_a_tool_that_is_missing_comes_with_its_remedy(monkeypatch, tmp_path):

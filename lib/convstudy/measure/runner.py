@@ -14,7 +14,7 @@ from convstudy.compile import prepare
 from convstudy.device import devices
 from convstudy.measure import provenance
 from convstudy.measure.suite import not_measured, numbers
-from convstudy.records import SCHEMA, digest, machines, newest, validate_result, write
+from convstudy.records import SCHEMA, RecordError, digest, machines, newest, validate_result, write
 from convstudy.records.journal import Journal
 
 LOCAL = paths.LOCAL_MEASUREMENTS.name
@@ -186,12 +186,19 @@ def _record(header, journal, source, seconds):
     return record | {"digest": digest(record)}
 
 
-def missing(suites, machine=LOCAL):
-    """Return those of `suites` that this machine can run and has no record of with this source."""
+def missing(suites, machine=LOCAL, say=print):
+    """Return those of `suites` that this machine can run and has no record of with this source.
+
+    A broken record is none, and `say` takes a line on it.
+    """
     fresh = provenance.tree_sha256()
 
     def has(suite):
-        record = newest(machine, suite.name) if machine in machines() else None
+        try:
+            record = newest(machine, suite.name) if machine in machines() else None
+        except RecordError as error:
+            say(f"{suite.name}: {error}")
+            return False
         return record is not None and record["source"]["sha256"] == fresh
 
     return [suite for suite in suites if suite.why_not() is None and not has(suite)]

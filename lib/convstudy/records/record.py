@@ -145,10 +145,15 @@ def load(path):
     """
     path = Path(path)
     record = _parsed(path)
-    validate(record, path.name)
+    validate(record, _name(path))
     if path.name != f"{record['id']}.json":
-        raise RecordError(f"{path.name}: id: {record['id']!r}, unlike the file's name")
+        raise RecordError(f"{_name(path)}: id: {record['id']!r}, unlike the file's name")
     return record
+
+
+def _name(path):
+    # The folder is the machine's: files of two may have one name.
+    return f"{path.parent.name}/{path.name}"
 
 
 def read(path):
@@ -163,7 +168,7 @@ def read(path):
     """
     path = Path(path)
     record = _parsed(path)
-    _check_digest(record, path.name)
+    _check_digest(record, _name(path))
     return record
 
 
@@ -173,11 +178,18 @@ def _parsed(path):
             path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path.name}: not a record: {error}") from None
+        raise RecordError(
+            f"{_name(path)}: not a record: {error}; restore the file, or remove it and measure "
+            "again"
+        ) from None
 
 
 def _check_digest(record, name):
-    if not isinstance(record, dict) or record.get("digest") != digest(record):
+    try:
+        fits = isinstance(record, dict) and record.get("digest") == digest(record)
+    except ValueError:  # of a number that JSON cannot hold
+        fits = False
+    if not fits:
         raise RecordError(
             f"{name}: digest: it does not fit the content, so the record was changed after it was "
             f"written; restore the file, or measure again"

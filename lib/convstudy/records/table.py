@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """All that was measured, as tables: one row a result of each machine's newest record."""
 
+import warnings
+
 from convstudy import paths
 from convstudy.records import statistics
 from convstudy.records.record import RecordError, load, read
@@ -65,8 +67,8 @@ def newest(machine, suite):
     record = load(files[-1])
     if record["machine"]["slug"] != machine:
         raise RecordError(
-            f"{files[-1].name}: machine.slug: {record['machine']['slug']!r}, yet it lies in the "
-            f"folder of {machine!r}"
+            f"{machine}/{files[-1].name}: machine.slug: {record['machine']['slug']!r}, yet it lies "
+            f"in the folder of {machine!r}"
         )
     return record
 
@@ -78,8 +80,15 @@ def _files(folder, suite, depth=""):
 
 
 def every(suite):
-    """Yield all records of `suite`, of all machines, from the oldest to the newest; see `read`."""
-    yield from map(read, _files(paths.MEASUREMENTS, suite, "*/"))
+    """Yield all records of `suite`, of all machines, from the oldest to the newest; see `read`.
+
+    One that is broken is left out, with a warning.
+    """
+    for file in _files(paths.MEASUREMENTS, suite, "*/"):
+        try:
+            yield read(file)
+        except RecordError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
 
 
 def table(suite, of=None, current_sha256=None):

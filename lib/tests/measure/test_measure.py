@@ -874,5 +874,9 @@ def test_what_is_missing_here(folder, monkeypatch):
     measure(tiny)
     assert runner.missing(suites) == [other]
     assert runner.missing(suites, "some-box") == [tiny, other]
+    (folder / "measurements" / "local" / "20990102T030405Z-abababa-tiny.json").touch()
+    said = []
+    assert runner.missing(suites, say=said.append) == [tiny, other]
+    assert re.match(r"tiny: local/20990102.*: not a record: .*; restore the file", said[0])
     monkeypatch.setattr(provenance, "tree_sha256", lambda: "7" * 64)
     assert runner.missing(suites) == [tiny, other], "the library has changed since"
