@@ -88,7 +88,14 @@ def told(claim, machines):
         ``"P1"`` to ``"P12"``.
     machines : sequence of str
         As in `ledger`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such claim.
     """
+    if claim not in _JUDGES:
+        raise ValueError(f"there is no claim {claim!r}; there are {', '.join(_JUDGES)}")
     row, found = _claims().loc[claim], _found(claim, machines)
     parts = {"paper": row["paper"], **vars(found)}
     lines = [f"{claim}  {row['claim']}"]

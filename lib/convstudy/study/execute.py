@@ -103,8 +103,11 @@ def typed(name, text, default):
             f"parameter {name}={text} is not of type {type(default).__name__}; "
             f"its default is {default!r}"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"parameter {name}={text} is not a finite number, such as {default!r}")
+    # Every number of the study's notebooks counts or measures something.
+    if type(value) in (int, float) and not 0 < value < math.inf:
+        raise ValueError(
+            f"parameter {name}={text} is no finite number above 0; its default is {default!r}"
+        )
     return value
 
 

@@ -440,6 +440,11 @@ def test_two_rows_for_one_number_are_a_fault(world):
         claims.ledger(["h200"])
 
 
+def test_a_claim_that_is_none_is_named_with_those_that_are():
+    with pytest.raises(ValueError, match="no claim 'P99'; there are P1, P2, .*, P12"):
+        claims.told("P99", ["h200"])
+
+
 def test_one_claim_is_told_as_in_the_ledger(world):
     row, text = verdict("P9"), claims.told("P9", ["h200"])
     assert text.startswith(f"P9  {row['claim']}\npaper    {row['paper']}\nours     ")

@@ -70,9 +70,9 @@ def test_a_value_that_is_no_yaml_is_an_error(folder, value):
         execute.choose("04", {"chunks": value}, folder)
 
 
-@pytest.mark.parametrize("value", [".nan", "-.inf"])
-def test_a_value_that_is_not_finite_is_an_error(folder, value):
-    with pytest.raises(ValueError, match=r"scale=.* is not a finite number, such as 0.5"):
+@pytest.mark.parametrize("value", [".nan", ".inf", "-5", "0"])
+def test_a_number_that_is_not_finite_or_positive_is_an_error(folder, value):
+    with pytest.raises(ValueError, match=r"scale=.* is no finite number above 0; its default is 0"):
         execute.choose("04", {"scale": value}, folder)
 
 
