@@ -3,6 +3,7 @@
 
 import functools
 import importlib.util
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -225,6 +226,17 @@ def release_memory(device, share=0.25):
     pool = _cupy().get_default_memory_pool()
     if pool.total_bytes() > share * device.memory_bytes:
         pool.free_all_blocks()
+
+
+def is_array(value):
+    """Return whether `value` is a NumPy array, or one of CuPy's."""
+    cupy = sys.modules.get("cupy")
+    return isinstance(value, np.ndarray) or (cupy is not None and isinstance(value, cupy.ndarray))
+
+
+def pointer(array):
+    """Return the address at which a NumPy or CuPy array begins."""
+    return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data
 
 
 def device_of(array):

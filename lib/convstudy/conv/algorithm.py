@@ -14,8 +14,10 @@ from typing import NamedTuple
 from convstudy.compile import Launch, source_sha256
 from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned, windows
 from convstudy.conv.epilogue import PLAIN, Epilogue, fits
-from convstudy.device import CPU, EMULATOR
+from convstudy.device import CPU, EMULATOR, check_device
+from convstudy.problem import ConvProblem
 
+PASSES = ("fprop", "dgrad", "wgrad")
 # A block's static shared memory, on every architecture.
 _STATIC_SHARED_BYTES = 48 * 1024
 _MOST_BLOCKS = 2**31 - 1
@@ -367,7 +369,7 @@ ALGORITHMS = {row.id: row for row in _ROWS}
 
 def get_algorithm(name):
     """Return the row of `name`, or raise ValueError with the names that exist."""
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise ValueError(
             f"conv2d: no algorithm {name!r}; choose 'auto' or one of {', '.join(ALGORITHMS)}"
         )
@@ -505,7 +507,17 @@ def explain(problem, device=CPU, which="fprop"):
     problem : ConvProblem
     device : Device
     which : {"fprop", "dgrad", "wgrad"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is none of these, or no algorithm takes the problem.
     """
+    if not isinstance(problem, ConvProblem):
+        raise TypeError(f"explain: problem must be a ConvProblem, got {problem!r}")
+    check_device("explain", device)
+    if which not in PASSES:
+        raise ValueError(f"explain: which must be {' or '.join(PASSES)}, got {which!r}")
     chosen, why = _chosen(problem, device, which)
     found, _ = _tuned(problem, device, which)
     if found and found.choice:

@@ -4,7 +4,15 @@
 import numpy as np
 
 from convstudy.conv.algorithm import choose, get_algorithm, plan
-from convstudy.device import CPU, array_module, check_device, device_of, empty
+from convstudy.device import (
+    CPU,
+    array_module,
+    check_device,
+    device_of,
+    empty,
+    is_array,
+    pointer,
+)
 from convstudy.problem import BFLOAT16, ConvProblem, channels_first
 
 
@@ -185,7 +193,7 @@ def run(which, problem, arrays, algorithm, device):
     """
     name = choose(problem, device, which) if algorithm == "auto" else algorithm
     row = get_algorithm(name)
-    if row.compute is None or device is not CPU:
+    if row.compute is None or device != CPU:
         plan(name, problem, device).run(device, arrays)
     else:
         row.compute(problem, *arrays)
@@ -193,29 +201,42 @@ def run(which, problem, arrays, algorithm, device):
 
 
 _DTYPES = (np.dtype(np.float32), BFLOAT16)
+# What a kernel reads or writes at once, at most.
+_VECTOR_BYTES = 16
 _RESULTS = {"fprop": "y_shape", "dgrad": "x_shape", "wgrad": "w_shape"}
 
 
 def _checked_run(who, which, problem, inputs, out, algorithm, device):
-    if algorithm != "auto" and get_algorithm(algorithm).which != which:
-        raise ValueError(f"{who}: {algorithm} computes {get_algorithm(algorithm).which}")
     where = device_of(inputs[0])
     device = where if device is None else check_device(who, device)
-    if device.is_gpu != where.is_gpu:
+    if where != device and (where.is_gpu or device.is_gpu):
         raise ValueError(f"{who}: the arrays lie on {where.name}, not on {device.name}; copy them")
+    if algorithm != "auto":
+        row = get_algorithm(algorithm)
+        if row.which != which:
+            raise ValueError(f"{who}: {algorithm} computes {row.which}")
+        ok, reason = row.supports(problem, device)
+        if not ok:
+            raise ValueError(f"{who}: {algorithm} refuses {problem} on {device.name}: {reason}")
     shape = getattr(problem, _RESULTS[which])
     if out is None:
         out = empty(shape, device, inputs[0].dtype)
     else:
         _check_array(who, "out", out, where, (inputs[0].dtype,), finite=False)
         _check_shape(who, "out", out, shape)
-        if any(np.may_share_memory(out, a) for a in inputs if isinstance(a, np.ndarray)):
+        if not where.is_gpu and not out.flags.writeable:
+            raise ValueError(f"{who}: out is read-only; pass an array that may be written")
+        shares = array_module(where).may_share_memory
+        if any(shares(out, array) for array in inputs if array is not None):
             raise ValueError(f"{who}: out overlaps an input; pass another array")
+    if device != CPU:
+        _check_places(who, (*inputs, out))
     return run(which, problem, (*inputs, out), algorithm, device)
 
 
 def _check_arrays(who, **arrays):
     first, *others = arrays
+    _check_type(who, first, arrays[first])
     _check_array(who, first, arrays[first], device_of(arrays[first]), _DTYPES, finite=True)
     for name in others:
         array = arrays[name]
@@ -243,15 +264,29 @@ def _check_shape(who, name, array, expected):
         raise ValueError(f"{who}: {name} has shape {array.shape}, expected {expected}")
 
 
-def _check_array(who, name, array, device, dtypes, finite):
-    if not hasattr(array, "__array_interface__") and not hasattr(array, "__cuda_array_interface__"):
+def _check_type(who, name, array):
+    if not is_array(array):
         raise TypeError(
             f"{who}: {name} must be a NumPy or CuPy array, got {type(array).__name__}; "
-            f"use np.asarray"
+            f"use np.asarray or cupy.asarray"
         )
+
+
+def _check_places(who, arrays):
+    """Raise ValueError unless kernels may read 16 bytes at once from where each array begins."""
+    for array in arrays:
+        if array is not None and pointer(array) % _VECTOR_BYTES:
+            raise ValueError(
+                f"{who}: the array of shape {array.shape} begins at an address that is no multiple "
+                f"of {_VECTOR_BYTES} bytes, as part of another may; use .copy()"
+            )
+
+
+def _check_array(who, name, array, device, dtypes, finite):
+    _check_type(who, name, array)
     if device_of(array) != device:
         raise ValueError(
-            f"{who}: {name} lies on {device_of(array).name} and x on {device.name}; copy one"
+            f"{who}: {name} lies on {device_of(array).name}, and others on {device.name}; copy one"
         )
     if array.dtype not in dtypes:
         wanted = " or ".join(map(str, dtypes))

@@ -55,8 +55,9 @@ def _compiled(cases):
     files = [_file(case) for case in cases]
     missing = [case for case, file in zip(cases, files, strict=True) if not file.exists()]
     # A process each: what the assembler makes of a large kernel depends a little on what the same
-    # process compiled before.
-    fresh = multiprocessing.get_context("spawn")
+    # process compiled before. They come from one that has imported all of this, and compiled none.
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(_TOGETHER, mp_context=fresh, max_tasks_per_child=1) as pool:
         list(pool.map(_compile, missing))
     return [json.loads(file.read_text()) for file in files]

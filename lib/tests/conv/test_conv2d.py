@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 from problems import PROBLEMS, UNET_PROBLEMS, random_arrays
 from ptx import bound
 
@@ -184,6 +185,26 @@ BAD_CALLS = {
         ValueError,
         "refuses .* on the CPU emulator: it runs on the CPU",
     ),
+    "another's array": ((Image.new("RGB", (4, 4)), W), {}, TypeError, "x must be .* got Image"),
+    "algorithms": ((X, W), {"algorithm": ["auto"]}, ValueError, r"no algorithm \['auto'\]"),
+    "channels last": (
+        (np.ones((1, 8, 8, 3), np.float32), np.ones((4, 3, 3, 3), np.float32)),
+        {"algorithm": "cpu-plain", "layout": "NHWC"},
+        ValueError,
+        "conv2d: cpu-plain refuses .* it takes NCHW",
+    ),
+    "where vectors do not begin": (
+        (np.ones(1 + X.size, np.float32)[1:].reshape(X.shape), W),
+        {"device": EMULATOR},
+        ValueError,
+        r"of shape \(1, 3, 8, 8\) begins at an address that is no multiple of 16 bytes",
+    ),
+    "read-only out": (
+        (X, W),
+        {"out": np.frombuffer(bytes(4 * 144), np.float32).reshape(1, 4, 6, 6)},
+        ValueError,
+        "out is read-only",
+    ),
     "out shape": (
         (X, W),
         {"out": np.empty((1, 4, 8, 8), np.float32)},
@@ -262,6 +283,19 @@ def test_more_blocks_than_a_grid_has_are_refused():
         assert not ok
         assert "blocks" in reason
         assert "cut the batch" in reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None,), TypeError, "explain: problem must be a ConvProblem, got None"),
+        ((PROBLEMS["unet, odd width"], "gpu"), TypeError, "explain: device must be a Device"),
+        ((PROBLEMS["unet, odd width"], CPU, "bprop"), ValueError, "which must be fprop or dgrad"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_in_words(arguments, error, message):
+    with pytest.raises(error, match=message):
+        algorithm.explain(*arguments)
 
 
 def test_explain_has_a_line_for_every_algorithm():

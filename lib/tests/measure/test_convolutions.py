@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from convstudy import tolerance
-from convstudy.conv import reference
+from convstudy.conv import algorithm, reference
 from convstudy.device import EMULATOR
 from convstudy.measure import graphs, pytorch
 from convstudy.measure.suites import convolutions, passes
 from convstudy.problem import ConvProblem
 from convstudy.records import validate_result
 
-PASSES = passes.PASSES
+PASSES = algorithm.PASSES
 OPTIONS = convolutions.SUITE.options | {"rungs": "all", "repeats": 2}
 PROBLEM = ConvProblem(1, 3, 6, 7, 8, 3, 3, padding=1, layout="NHWC")
 HALVED = dataclasses.replace(PROBLEM, dtype="bfloat16", precision="bf16")

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from convstudy.conv import tuned
+from convstudy.conv import algorithm, tuned
 from convstudy.conv.algorithm import Candidate, candidates
 from convstudy.device import EMULATOR
 from convstudy.measure import graphs
@@ -84,7 +84,7 @@ def tried(which="fprop"):
     return candidates(PROBLEM, EMULATOR, which, OPTIONS["within"], OPTIONS["most"])
 
 
-@pytest.mark.parametrize("which", passes.PASSES)
+@pytest.mark.parametrize("which", algorithm.PASSES)
 def test_the_fastest_candidate_is_written_down_with_all_that_were_tried(which, emulated):
     seconds, rounds = emulated
     everyone = tried(which)

@@ -21,7 +21,6 @@ from convstudy.models.vgg import VGG16
 from convstudy.problem import ConvProblem
 from convstudy.program.lowering import PRECISIONS
 
-PASSES = ("fprop", "dgrad", "wgrad")
 # Calls go round so many sets of arrays.
 SETS = 3
 OPTIONS = {
