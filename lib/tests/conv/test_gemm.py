@@ -313,7 +313,7 @@ def test_an_older_gpu_is_refused_in_words():
 
 
 # What lies between was measured, and records say the same of it.
-@pytest.mark.parametrize("arch", (compile.ARCHITECTURES[0], compile.ARCHITECTURES[-1]))
+@pytest.mark.parametrize("arch", [compile.ARCHITECTURES[0], compile.ARCHITECTURES[-1]])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_plan_compiles_without_spills(kernel, arch):
     problems = [

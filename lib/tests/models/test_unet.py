@@ -176,7 +176,10 @@ def test_forward_changes_neither_image_nor_parameters(network, rng):
     np.testing.assert_array_equal(network.forward(x, BlasOps()), first)
 
 
-def test_every_parameter_reaches_the_result(network, rng):
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_every_parameter_reaches_the_result(bilinear, rng):
+    network = UNet.initialised(seed=0, bilinear=bilinear, width=8)
+    network.randomise_statistics(1)
     x, ops = images(rng, h=16, w=16), BlasOps()
     truth = network.forward(x, ops)
     limit = tolerance.tolerance(np.float32, *network.terms())

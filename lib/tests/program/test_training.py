@@ -40,7 +40,8 @@ def test_gradients_are_the_tapes(precision, bilinear):
     backend.program.allocate(apart=True)
     backend._put_network(network.state_dict())
     backend.load(images, masks, 0.0)
-    backend.program.run()
+    # What enlarges without a product has kernels of its own, which are checked for themselves.
+    backend.program.run(checked=not bilinear)
     loss, expected = truth(network, images, masks)
     check_gradients(network, backend.gradients(), expected, precision)
     found = backend._get(backend._step.loss)[0]
@@ -109,7 +110,7 @@ def shallow(precision, width, **options):
     backend.program.allocate(apart=True)
     backend._put_network(network.state_dict())
     backend.load(images, masks, 0.0)
-    backend.program.run()
+    backend.program.run(checked=False)
     return network, images, masks, backend
 
 
@@ -220,7 +221,7 @@ def test_gradients_of_classifiers_are_the_tapes(name, precision, width):
     backend.program.allocate(apart=True)
     backend._put_network(network.state_dict())
     backend.load(images, labels, 0.0)
-    backend.program.run()
+    backend.program.run(checked=False)
     # Of ResNet-50's many norms, over few pixels here, one makes more of what another rounded.
     if precision == "fp32" and name != "resnet50":
         check_gradients(network, backend.gradients(), expected, precision)
@@ -292,8 +293,14 @@ def test_a_state_is_taken_back_and_steps_repeat_to_the_bit():
         second.load_state({})
 
 
-@pytest.mark.parametrize("few_bytes", [0, training._FEW_BYTES])
-@pytest.mark.parametrize("name", ["unet", "bilinear", "vgg16", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("name", "few_bytes"),
+    [
+        *(("unet", few_bytes) for few_bytes in (0, training._FEW_BYTES)),
+        *((name, 0) for name in ("bilinear", "resnet18")),
+        *((name, training._FEW_BYTES) for name in ("vgg16", "resnet50")),
+    ],
+)
 def test_what_runs_beside_may_be_early_or_late(name, few_bytes, monkeypatch):
     """In the memory that is shared, at the first moment or at the last, it gives the same bits."""
     monkeypatch.setattr(training, "_FEW_BYTES", few_bytes)
