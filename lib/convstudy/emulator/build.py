@@ -40,7 +40,7 @@ _KERNEL = (
     "-fdiagnostics-color=never",
     "-fno-diagnostics-show-caret",
 )
-_FAST = ("-O3",)
+_FAST = ("-O2",)
 # No access is moved to where the source would not make it, and none is copied, so that each place
 # of the source keeps one address. Jumps through tables, functions in two parts and calls at the end
 # of a function that become jumps would hide the loops.
