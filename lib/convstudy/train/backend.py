@@ -36,11 +36,14 @@ class Backend(ABC):
         Its structure, and what it was initialised with; `state_dict` has what it has become.
     lag : int
         How many steps may be under way before the first of them must be looked at.
+    ahead : int
+        How many batches are made ahead, each on a thread of its own.
     """
 
     name: str
     network: object
     lag = 0
+    ahead = 1
 
     @abstractmethod
     def step(self, images, masks, rate):

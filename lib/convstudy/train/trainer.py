@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The loop of a training, the same on every device: steps, Dice, checkpoints, and when to stop."""
 
+import itertools
 import json
 import math
 import time
@@ -136,13 +137,14 @@ class Trainer:
         )
         started = time.perf_counter() - self.history.seconds
         under_way = deque()
-        # The next batch is made while this one is trained on.
-        with bar, ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self._batch, self.step)
+        # The next batches are made while this one is trained on.
+        coming = iter(range(self.step, steps))
+        with bar, ThreadPoolExecutor(self.backend.ahead) as makers:
+            made = deque()
             while self.step < steps:
-                images, masks = following.result()
-                if self.step + 1 < steps:
-                    following = ahead.submit(self._batch, self.step + 1)
+                for step in itertools.islice(coming, 1 + self.backend.ahead - len(made)):
+                    made.append(makers.submit(self._batch, step))
+                images, masks = made.popleft().result()
                 rate = self.schedule.rate(self.step)
                 under_way.append((self.step, rate, self.backend.step(images, masks, rate)))
                 self.step += 1

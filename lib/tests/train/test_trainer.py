@@ -2,6 +2,7 @@
 """The loop: what it does after which step, when it stops, and what it refuses before the first."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -120,6 +121,27 @@ def test_losses_are_read_late_where_a_backend_likes_that(make):
     assert history.loss == losses
     # Before the Dice is taken all is read; before that, all but three.
     assert [read for what, read in backend.asked if what == "predict"] == [8, 8, 10, 10]
+
+
+def test_batches_made_ahead_are_trained_on_in_their_order(make):
+    states = []
+    for ahead in (1, 5):
+        trainer = make(folder=None)
+        trainer.backend.ahead, asked = ahead, []
+        at = trainer.batches.at
+        # The earlier a batch is asked for, the longer it takes.
+        trainer.batches.at = lambda step, at=at, asked=asked: (
+            asked.append(step),
+            time.sleep(0.02 * (step % 5 == 0)),
+            at(step),
+        )[-1]
+        trainer.run(3)
+        assert set(asked) == {0, 1, 2}
+        trainer.run(12)
+        assert sorted(asked) == list(range(12))
+        states.append(trainer.backend.state())
+    for name, array in states[0].items():
+        np.testing.assert_array_equal(states[1][name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
