@@ -38,8 +38,8 @@ OWN     := PYTHON EXTRAS JOBS NOTEBOOK MACHINE SUITE TOOL \
 quote    = '$(subst ','\'',$(1))'
 one      = $(if $(filter command,$(origin $(1))),$(call quote,$(1)=$(value $(1))))
 GIVEN    = $(foreach name,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(call one,$(name)))
-SELECTED = $(if $(NOTEBOOK),--notebook $(call quote,$(NOTEBOOK)))
-FROM     = $(if $(MACHINE),--machine $(call quote,$(MACHINE)))
+SELECTED = $(if $(value NOTEBOOK),--notebook $(call quote,$(value NOTEBOOK)))
+FROM     = $(if $(value MACHINE),--machine $(call quote,$(value MACHINE)))
 
 .PHONY: help setup figures test test-gpu sanitize lab train measure doctor data-check notebooks \
 	readme lock lint format clean
@@ -62,18 +62,18 @@ figures: $(READY)  ## measure what is missing here, draw figures/ from the recor
 	@$(STUDY) figures $(SELECTED) $(FROM) $(GIVEN)
 
 test: $(READY) lint  ## all that CI does: style, layering, tests, notebooks; the GPU's tests need test-gpu
-	@rm -rf $(DRAWN)
+	@rm -rf $(call quote,$(DRAWN))
 	@passed=yes; \
-	CONVSTUDY_FIGURES=$(DRAWN) $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	CONVSTUDY_FIGURES=$(call quote,$(DRAWN)) $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		$(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb)) || passed=; \
-	CONVSTUDY_DRAWN=$(DRAWN) $(PYTEST) lib/tests || passed=; \
+	CONVSTUDY_DRAWN=$(call quote,$(DRAWN)) $(PYTEST) lib/tests || passed=; \
 	test "$$passed"
 
 test-gpu: $(READY)  ## the tests that need a GPU, on a machine that has one
 	@$(BIN)/python -m pytest -m gpu lib/tests
 
 sanitize: $(READY)  ## every kernel under compute-sanitizer, on a machine with a GPU; TOOL= names some tools
-	@$(STUDY) sanitize $(if $(TOOL),$(call quote,$(TOOL)))
+	@$(STUDY) sanitize $(if $(value TOOL),$(call quote,$(value TOOL)))
 
 lab: $(READY)  ## open the study in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00-*.ipynb
@@ -82,7 +82,7 @@ train: $(READY)  ## train a U-Net on composites of photographs, or go on where t
 	@$(STUDY) train $(GIVEN)
 
 measure: $(READY)  ## add a record of this machine; SUITE= names some, MACHINE= a folder to keep them in
-	@$(STUDY) measure $(FROM) $(if $(SUITE),$(call quote,$(SUITE))) $(GIVEN)
+	@$(STUDY) measure $(FROM) $(if $(value SUITE),$(call quote,$(value SUITE))) $(GIVEN)
 
 # The doctor comes before the environment is there, too: any Python will do.
 doctor:  ## say what this machine has, what is measured live, what comes from records, how to get more

@@ -55,6 +55,18 @@ def test_any_value_arrives_as_it_was_typed(value):
     assert given("figures", f"title={value}") == f"<figures><title={value}>"
 
 
+@pytest.mark.parametrize("name", ["NOTEBOOK", "MACHINE"])
+def test_names_arrive_as_they_were_typed(name):
+    assert given("figures", f"{name}=$x $(y)").endswith("><$x $(y)>")
+
+
+def test_only_what_was_drawn_for_the_tests_is_removed_wherever_the_study_lies():
+    told = make("-n", "test", "READY=", "CURDIR=/a b's")
+    assert r"rm -rf '/a b'\''s/build/drawn'" in told
+    assert r"CONVSTUDY_FIGURES='/a b'\''s/build/drawn' " in told
+    assert r"CONVSTUDY_DRAWN='/a b'\''s/build/drawn' " in told
+
+
 def test_options_reach_train():
     assert given("train", "steps=9", "folder=a b") == "<train><folder=a b><steps=9>"
 

@@ -399,7 +399,7 @@ def one_gpu(world):
 
 def test_one_gpu_settles_what_a_second_could_only_add_to(one_gpu):
     assert verdict("P1")["ours"] == "80% less time on 1 GPU; 99.9% with the whole network there"
-    assert verdict("P10")["ours"] == "80% less on 1 GPU, no less than 80% less on 2"
+    assert verdict("P10")["ours"] == "80% less on 1 GPU, at least 80% less on 2"
     assert verdict("P10")["reason"].endswith("and 1 GPU reaches 5.0 times.")
     assert verdict("P11")["ours"] == "1.00 times as fast at most, with the rest on the CPU"
     found = {claim: verdict(claim)["verdict"] for claim in ("P1", "P7", "P10", "P11")}

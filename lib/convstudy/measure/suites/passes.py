@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from convstudy.conv import reference
+from convstudy.conv.algorithm import PASSES
 from convstudy.device import array_module, release_memory, why_no_blas
 from convstudy.measure.suite import check_words, numbers
 from convstudy.measure.suites.network import no_gpu
