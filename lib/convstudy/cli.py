@@ -283,20 +283,18 @@ def _train(arguments, ranks=None):
     from convstudy import recipe
     from convstudy.parallel import training
     from convstudy.parallel.communicator import Alone
-    from convstudy.train.checkpoints import Checkpoints
 
     ranks = ranks or Alone()
     is_first = ranks.rank == 0
-    chosen, sharing, folder, begins_anew = ranks.together(lambda: _training(arguments, ranks.size))
+    chosen, sharing, folder, anew = ranks.together(lambda: _training(arguments, ranks.size))
     if arguments.list:
         if is_first:
             print(f"{recipe.described(chosen)}\n{sharing}")
         return
-    ranks.together(lambda: begins_anew and is_first and Checkpoints(folder).clear())
     if ranks.size == 1:
-        network, history = recipe.train(chosen, folder)
+        network, history = recipe.train(chosen, folder, anew=anew)
     else:
-        network, history = training.train(chosen, sharing, ranks, folder)
+        network, history = training.train(chosen, sharing, ranks, folder, anew=anew)
     if is_first:
         print(
             f"{network} after {len(history.loss)} steps in {history.seconds:.0f} s: "
@@ -315,10 +313,10 @@ def _training(arguments, ranks):
 
     given = _pairs(arguments.given)
     folder = Path(given.pop("folder", recipe.FOLDER))
-    begins_anew = recipe.value("anew", given.pop("anew", "no"), bool)
+    anew = recipe.value("anew", given.pop("anew", "no"), bool)
     sharing = Sharing.taken(given)
     check_grid(ranks, sharing.model, sharing.cut_from)
-    return recipe.Recipe.of(given), sharing, folder, begins_anew
+    return recipe.Recipe.of(given), sharing, folder, anew
 
 
 def _predict(arguments):

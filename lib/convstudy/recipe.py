@@ -17,6 +17,7 @@ from convstudy.program.backend import GpuBackend
 from convstudy.program.lowering import PRECISIONS
 from convstudy.train import optimizers, schedules, tensors
 from convstudy.train.backend import CpuBackend
+from convstudy.train.checkpoints import Checkpoints
 from convstudy.train.data import Batches, Kept, split
 from convstudy.train.trainer import Trainer
 from convstudy.train.weights import load_weights, save_weights
@@ -257,7 +258,7 @@ def described(recipe):
     )
 
 
-def train(recipe, folder=FOLDER, progress=None):
+def train(recipe, folder=FOLDER, progress=None, anew=False):
     """Train by a recipe to its end, and leave weights and history in the folder.
 
     Parameters
@@ -267,6 +268,8 @@ def train(recipe, folder=FOLDER, progress=None):
         A training that was stopped there goes on.
     progress : bool, optional
         As in `Trainer`.
+    anew : bool
+        Begin anew instead.
 
     Returns
     -------
@@ -275,7 +278,8 @@ def train(recipe, folder=FOLDER, progress=None):
     history : History
     """
     folder = Path(folder)
-    trainer = recipe.trainer(folder, progress)
+    trainer = recipe.trainer(progress=progress)
+    trainer.keep(Checkpoints(folder), anew)
     try:
         history = trainer.run(recipe.steps)
     except KeyboardInterrupt:

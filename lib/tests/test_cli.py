@@ -218,6 +218,17 @@ def test_no_suites_name_runs_into_what_follows():
     assert all(line[7:].split(" ")[0] in SUITES for line in doctor.live())
 
 
+@pytest.mark.parametrize(
+    "given", [["data=/typo"], ["start=/typo.npz"], ["size=8x8"], ["steps=2", "batch=100000"]]
+)
+def test_a_training_that_is_refused_leaves_the_checkpoints_of_the_one_before(given, tmp_path):
+    kept = tmp_path / "step-00000004.safetensors"
+    kept.write_bytes(b"all that was learnt")
+    words = ["execution=cpu", "anew=yes", f"folder={tmp_path}", *given]
+    assert cli.main(["train", *words]) == 2
+    assert kept.read_bytes() == b"all that was learnt"
+
+
 def test_the_options_of_a_training_are_listed(capsys):
     assert cli.main(["train", "--list", "execution=cpu", "steps=7"]) == 0
     said = capsys.readouterr().out

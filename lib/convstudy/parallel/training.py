@@ -88,11 +88,14 @@ class RankedCheckpoints(Checkpoints):
     def load(self):
         return self._ranks.tell(self._by_first(super().load))
 
+    def clear(self):
+        self._by_first(super().clear)
+
     def _by_first(self, work, *arguments):
         return self._ranks.together(lambda: None if self._ranks.rank else work(*arguments))
 
 
-def train(recipe, sharing, communicator, folder=recipes.FOLDER, progress=None):
+def train(recipe, sharing, communicator, folder=recipes.FOLDER, progress=None, anew=False):
     """Train by a recipe on all ranks to its end; rank 0 leaves weights and history in the folder.
 
     Parameters
@@ -104,6 +107,8 @@ def train(recipe, sharing, communicator, folder=recipes.FOLDER, progress=None):
         A training that was stopped there goes on; rank 0's counts.
     progress : bool, optional
         As in `Trainer`, on rank 0.
+    anew : bool
+        Begin anew instead.
 
     Returns
     -------
@@ -120,7 +125,7 @@ def train(recipe, sharing, communicator, folder=recipes.FOLDER, progress=None):
     ranks = communicator
     trainer = open_trainer(recipe, sharing, ranks, progress)
     try:
-        trainer.keep(RankedCheckpoints(folder, ranks))
+        trainer.keep(RankedCheckpoints(folder, ranks), anew)
     except ValueError as error:  # of a checkpoint that all were told of
         raise _everywhere(error) from error
     try:

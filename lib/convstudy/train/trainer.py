@@ -107,15 +107,20 @@ class Trainer:
         if folder:
             self.keep(Checkpoints(folder))
 
-    def keep(self, checkpoints):
+    def keep(self, checkpoints, anew=False):
         """Keep checkpoints there, and go on from the newest, if there is one.
 
         Parameters
         ----------
         checkpoints : Checkpoints
+        anew : bool
+            Remove those that there are, and begin anew.
         """
         self.checkpoints = checkpoints
-        self._resume()
+        if anew:
+            checkpoints.clear()
+        else:
+            self._resume()
 
     def run(self, steps):
         """Train until `steps` steps are done in all, and return the history.

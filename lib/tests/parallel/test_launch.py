@@ -233,15 +233,26 @@ def test_a_fault_of_one_rank_at_the_start_is_told_once(tmp_path):
         (("batch=2",), 4, "a batch of 2 images is too small for 4 ranks: each needs an image"),
         (("model=3",), 4, "4 ranks cannot share layers by 3"),
         (("model=4", "cut_from=0"), 4, "output channels, which 4 ranks cannot share evenly"),
+        (("data=/typo",), 2, "/typo/images is not there"),
         (("size=8x8",), 2, "an image of 8 x 8 is too small for the network"),
     ],
 )
 def test_what_ranks_cannot_do_is_said_once(given, ranks, fault, tmp_path):
-    done = train(tmp_path, *given, "steps=2", ranks=ranks)
+    kept = tmp_path / "step-00000004.safetensors"
+    kept.write_bytes(b"all that was learnt")
+    done = train(tmp_path, *given, "steps=2", "anew=yes", ranks=ranks)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("convstudy: ")
     assert fault in line
+    assert kept.read_bytes() == b"all that was learnt"
+
+
+def test_ranks_begin_anew(tmp_path):
+    (tmp_path / "step-00000004.safetensors").write_bytes(b"of another training")
+    done = train(tmp_path, "steps=2", "anew=yes")
+    assert done.returncode == 0, done.stderr
+    assert [each.name for each in tmp_path.glob("step-*")] == ["step-00000002.safetensors"]
 
 
 def test_a_rank_that_fails_on_the_way_ends_all_with_its_reason():
