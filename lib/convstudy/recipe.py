@@ -278,12 +278,14 @@ def train(recipe, folder=FOLDER, progress=None, anew=False):
     history : History
     """
     folder = Path(folder)
+    checkpoints = Checkpoints(folder)
+    checkpoints.prepare()
     trainer = recipe.trainer(progress=progress)
-    trainer.keep(Checkpoints(folder), anew)
+    trainer.keep(checkpoints, anew)
     try:
         history = trainer.run(recipe.steps)
     except KeyboardInterrupt:
-        kept = trainer.checkpoints.steps() or [0]
+        kept = checkpoints.steps() or [0]
         print(f"training: stopped; the same command goes on after step {kept[-1]}")
         raise
     network = trained(trainer)

@@ -2,9 +2,11 @@
 """A training from options: what they mean, and that being killed leaves no trace in it."""
 
 import dataclasses
+import errno
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -137,6 +139,23 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
         Recipe.of(TINY | {"rate": "0.1", "seed": "3"}).trainer(tmp_path)
     # What does not change what is computed may be another.
     assert Recipe.of(TINY | {"save_every": "9"}).trainer(tmp_path).step == 2
+
+
+@pytest.mark.parametrize(("inside", "reason"), [("", "File exists"), ("x", "Not a directory")])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(inside, reason, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=f"{reason}; give another folder="):
+        train(Recipe.of(TINY | {"data": "/not/looked/for"}), tmp_path / "file" / inside)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_takes_no_files_is_refused(tmp_path, monkeypatch):
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match="folder=.* cannot be written: Read-only file system; give"):
+        train(Recipe.of(TINY), tmp_path / "new")
 
 
 def test_what_it_leaves(tmp_path):

@@ -74,6 +74,9 @@ class RankedCheckpoints(Checkpoints):
         super().__init__(folder)
         self._ranks = communicator
 
+    def prepare(self):
+        self._by_first(super().prepare)
+
     def save(self, step, arrays, metadata):
         """Write a checkpoint; return on all ranks when it is on the disk.
 
@@ -122,10 +125,11 @@ def train(recipe, sharing, communicator, folder=recipes.FOLDER, progress=None, a
         On all ranks alike: where they are not of one mind, one of them lacks what it needs, or
         the training diverges.
     """
-    ranks = communicator
+    ranks, checkpoints = communicator, RankedCheckpoints(folder, communicator)
+    checkpoints.prepare()
     trainer = open_trainer(recipe, sharing, ranks, progress)
     try:
-        trainer.keep(RankedCheckpoints(folder, ranks), anew)
+        trainer.keep(checkpoints, anew)
     except ValueError as error:  # of a checkpoint that all were told of
         raise _everywhere(error) from error
     try:

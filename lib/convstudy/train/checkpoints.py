@@ -6,6 +6,7 @@ A folder holds the last two. A kill at any moment leaves at least one of them wh
 
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from convstudy.train import tensors
@@ -21,11 +22,22 @@ class Checkpoints:
     Parameters
     ----------
     folder : path-like
-        Is made when the first is saved.
+        Is made by `prepare`, or when the first is saved.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
+
+    def prepare(self):
+        """Make the folder, or raise OSError unless files can be written into it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"folder={self.folder} cannot be written: {error.strerror}; give another folder="
+            ) from error
 
     def steps(self):
         """Return the steps after which there is a checkpoint, in order."""

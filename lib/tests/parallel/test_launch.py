@@ -248,6 +248,16 @@ def test_what_ranks_cannot_do_is_said_once(given, ranks, fault, tmp_path):
     assert kept.read_bytes() == b"all that was learnt"
 
 
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = train(tmp_path / "file", "data=/not/looked/for")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"convstudy: rank 0: folder={tmp_path / 'file'} cannot be written: File exists; "
+        "give another folder=\n"
+    )
+
+
 def test_ranks_begin_anew(tmp_path):
     (tmp_path / "step-00000004.safetensors").write_bytes(b"of another training")
     done = train(tmp_path, "steps=2", "anew=yes")
