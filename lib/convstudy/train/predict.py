@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A trained network on a picture of any size."""
 
+import io
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from convstudy.images import load_image, overlay
 from convstudy.models.unet import LEAST_SIZE
 from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import ResidentOps
+from convstudy.train import tensors
 from convstudy.train.dice import decide
 from convstudy.train.memory import forward_bytes, free_bytes
 from convstudy.train.weights import load_weights
@@ -80,30 +82,52 @@ def draw(weights, picture, output, mask="", scale=None):
     str
         What was found, in a few words.
     """
-    for path in filter(None, (output, mask)):
-        _check_output(path)
+    _check_outputs(output, mask, weights, picture)
     image = load_image(picture)
     network, metadata = load_weights(weights)
     size = metadata.get("size", "")
     trained_on = tuple(map(int, size.split("x"))) if size else None
     ops = ResidentOps() if devices() else BlasOps()
     classes = segment(network, image, ops, scale, trained_on)
-    Image.fromarray(overlay(image, classes)).save(output)
+    drawn = _encoded(output, Image.fromarray(overlay(image, classes)))
     if mask:
         step = 255 // max(1, network.n_classes - 1)
-        Image.fromarray(classes * np.uint8(step)).save(mask)
+        tensors.replace(mask, _encoded(mask, Image.fromarray(classes * np.uint8(step))))
+    tensors.replace(output, drawn)
     height, width = classes.shape
     return f"{width} x {height} pixels, {(classes > 0).mean():.1%} of them in the mask"
 
 
-def _check_output(path):
-    """Raise ValueError unless a picture can be written there."""
-    path = Path(path)
-    Image.init()
-    if path.suffix.lower() not in Image.EXTENSION:
-        raise ValueError(f"{path}: the name has to end as a picture's, such as .png")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
+def _check_outputs(output, mask, *inputs):
+    """Raise ValueError unless pictures can be written there, and nothing is lost by it."""
+    taken = {Path(path).resolve() for path in inputs}
+    for path, mode in ((output, "RGB"), (mask, "L")):
+        if not path:
+            continue
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file in it, such as {path / 'mask.png'}")
+        if path.resolve() in taken:
+            raise ValueError(f"{path} is read, or written, already; give it another name")
+        taken.add(path.resolve())
+        # Pillow reads more formats than it writes, and only writing tells.
+        _encoded(path, Image.new(mode, (LEAST_SIZE, LEAST_SIZE)))
+
+
+def _encoded(path, image):
+    """Return the bytes of a picture's file, in the format of the file's name."""
+    content = io.BytesIO()
+    content.name = str(path)
+    try:
+        image.save(content)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path}: Pillow cannot write such a picture ({error}); end the name as another "
+            "picture's, such as .png"
+        ) from error
+    return content.getbuffer()
 
 
 def _resized(planes, size):

@@ -92,7 +92,17 @@ def test_from_files_to_a_file(network, tmp_path, capsys):
         (["gone.npz", "p.png", "-o", "o.png"], "gone.npz is not there"),
         (["w.npz", "gone.png", "-o", "o.png"], "gone.png is not there"),
         (["w.npz", "w.npz", "-o", "o.png"], "w.npz cannot be read as an image"),
-        (["w.npz", "p.png", "-o", "o.txt"], "o.txt: the name has to end as a picture's"),
+        (["w.npz", "p.png", "-o", "o.txt"], "o.txt: Pillow cannot write such a picture"),
+        (["w.npz", "p.png", "-o", "o.psd"], "o.psd: Pillow cannot write such a picture ('PSD')"),
+        (["w.npz", "p.png", "-o", "o.xbm"], "cannot write mode RGB as XBM"),
+        (["w.npz", "p.png", "-o", "o.hdf"], "end the name as another picture's, such as .png"),
+        (["w.npz", "p.png", "-o", "o.png", "--mask", "m.qoi"], "m.qoi: Pillow cannot write"),
+        (["w.npz", "p.png", "-o", "d.png"], "d.png is a folder; name a file in it"),
+        (["w.npz", "p.png", "-o", "p.png"], "p.png is read, or written, already; give it another"),
+        (["w.npz", "p.png", "-o", "./d.png/../p.png"], "p.png is read, or written, already"),
+        (["w.npz", "p.png", "-o", "w.npz"], "w.npz is read, or written, already"),
+        (["w.npz", "p.png", "-o", "o.png", "--mask", "o.png"], "o.png is read, or written, alre"),
+        (["w.npz", "p.png", "-o", "o.png", "--mask", "p.png"], "p.png is read, or written, alre"),
         (["w.npz", "p.png", "-o", "no/o.png"], "no is not there; make the folder first"),
         (["w.npz", "p.png", "-o", "o.png", "--scale", "0"], "scale must be a number above 0"),
     ],
@@ -100,11 +110,29 @@ def test_from_files_to_a_file(network, tmp_path, capsys):
 def test_what_is_refused_is_said_in_one_line(words, message, network, tmp_path, capsys):
     save_weights(tmp_path / "w.npz", network)
     Image.new("RGB", (20, 20)).save(tmp_path / "p.png")
+    (tmp_path / "d.png").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     paths = [str(tmp_path / w) if "." in w else w for w in words]
     assert cli.main(["predict", *paths]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(network, tmp_path, monkeypatch):
+    def fails(self, content, **_):
+        if self.size != (16, 16):  # what is tried before the work
+            content.write(b"half")
+            raise OSError("encoder error")
+
+    save_weights(tmp_path / "w.npz", network)
+    Image.new("RGB", (20, 20)).save(tmp_path / "p.png")
+    (tmp_path / "o.png").write_bytes(b"the one before")
+    monkeypatch.setattr(Image.Image, "save", fails)
+    with pytest.raises(ValueError, match=r"o.png: Pillow cannot write .*encoder error"):
+        predict.draw(*(tmp_path / name for name in ("w.npz", "p.png", "o.png")))
+    assert (tmp_path / "o.png").read_bytes() == b"the one before"
 
 
 def test_a_picture_of_other_channels_is_refused():
