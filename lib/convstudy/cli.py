@@ -26,7 +26,7 @@ def main(argv=None):
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
         if arguments and arguments.traceback:
             raise
-        print(f"convstudy: {error}", file=sys.stderr)
+        print(f"convstudy: {str(error) or type(error).__name__}", file=sys.stderr)
         return getattr(error, "exit_status", 2)
     except KeyboardInterrupt:
         print("convstudy: stopped", file=sys.stderr)

@@ -15,7 +15,7 @@ from convstudy.images import CarvanaSet, CompositeSet, FolderSet
 from convstudy.models.unet import UNet
 from convstudy.program.backend import GpuBackend
 from convstudy.program.lowering import PRECISIONS
-from convstudy.train import optimizers, schedules, tensors
+from convstudy.train import memory, optimizers, schedules, tensors
 from convstudy.train.backend import CpuBackend
 from convstudy.train.checkpoints import Checkpoints
 from convstudy.train.data import Batches, Kept, split
@@ -170,9 +170,9 @@ class Recipe:
         return Kept(train), Kept(held_out), classes
 
     def network(self, classes):
-        """Return the network as it is before the first step."""
+        """Return the network that it starts with; where that is none, one without parameters."""
         if not self.start:
-            return UNet.initialised(self.seed, 3, classes, self.bilinear, self.width)
+            return UNet(3, classes, self.bilinear, self.width)
         network, _ = load_weights(self.start)
         if (network.n_channels, max(2, network.n_classes)) != (3, classes):
             raise ValueError(
@@ -208,8 +208,15 @@ class Recipe:
             del options[name]
         batches = Batches(train, self.batch, self.seed, self.flip)
         batches.share = share or batches.share
+        network, (own, _, *size) = self.network(classes), batches.shape
+        # The backend will say what it needs, but is not there before the parameters are.
+        memory.check(
+            lambda n: self._needs_bytes(network, n, *size), own, memory.free_bytes(), "this machine"
+        )
+        if not self.start:
+            network.initialise(self.seed)
         return Trainer(
-            (backend or self._backend)(self.network(classes), train[0][0].shape[1:]),
+            (backend or self._backend)(network, size),
             batches,
             schedules.make(self.schedule, self.rate, self.steps),
             held_out,
@@ -219,6 +226,13 @@ class Recipe:
             self.save_every,
             progress,
         )
+
+    def _needs_bytes(self, network, n, h, w):
+        """Return the memory of this machine that steps on `n` images of `h` x `w` take at least."""
+        if self.execution == "cpu":
+            slots = optimizers.OPTIMIZERS[self.optimizer]({}, **dict(self.rule)).slots
+            return memory.tape_bytes(network, n, h, w, len(slots))
+        return memory.host_bytes(network, n, h, w)
 
     def _backend(self, network, size):
         rule = self.optimizer, dict(self.rule), self.clip or None

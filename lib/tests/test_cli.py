@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from convstudy import cli, doctor, paths
+from convstudy import cli, doctor, paths, recipe
 from convstudy.measure import runner
 from convstudy.measure.suite import Suite
 from convstudy.measure.suites import SUITES
@@ -219,7 +219,7 @@ def test_no_suites_name_runs_into_what_follows():
 
 
 @pytest.mark.parametrize(
-    "given", [["data=/typo"], ["start=/typo.npz"], ["size=8x8"], ["steps=2", "batch=100000"]]
+    "given", [["data=/typo"], ["start=/typo.npz"], ["size=8x8"], ["width=1000000"]]
 )
 def test_a_training_that_is_refused_leaves_the_checkpoints_of_the_one_before(given, tmp_path):
     kept = tmp_path / "step-00000004.safetensors"
@@ -227,6 +227,15 @@ def test_a_training_that_is_refused_leaves_the_checkpoints_of_the_one_before(giv
     words = ["execution=cpu", "anew=yes", f"folder={tmp_path}", *given]
     assert cli.main(["train", *words]) == 2
     assert kept.read_bytes() == b"all that was learnt"
+
+
+def test_an_error_without_words_is_named(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(recipe, "train", fails)
+    assert cli.main(["train", "execution=cpu"]) == 2
+    assert capsys.readouterr().err == "convstudy: MemoryError\n"
 
 
 def test_the_options_of_a_training_are_listed(capsys):

@@ -15,6 +15,8 @@ from PIL import Image
 
 from convstudy import device
 from convstudy import recipe as recipes
+from convstudy.images import CompositeSet
+from convstudy.models.unet import UNet
 from convstudy.recipe import Recipe, train, trained
 from convstudy.train.backend import CpuBackend
 from convstudy.train.checkpoints import Checkpoints
@@ -179,6 +181,25 @@ def test_it_begins_with_given_weights(tmp_path):
     begun = Recipe.of(TINY | {"start": str(tmp_path / "start.npz")}).trainer()
     for name, array in begun.backend.state_dict().items():
         np.testing.assert_array_equal(array, first.state_dict()[name])
+
+
+@pytest.mark.parametrize("execution", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        ({"width": 2**18}, "not even one image fits: take smaller ones, or a narrower network"),
+        ({"size": (10**6, 10**6)}, "not even one image fits"),
+        ({"batch": 10**10, "composites": 10**10}, r"batch=\d+ fits"),
+    ],
+)
+def test_too_little_memory_is_said_before_any_is_taken(execution, options, way_out, monkeypatch):
+    def taken(*_):
+        raise AssertionError("memory was taken")
+
+    for made, by in ((CompositeSet, "render"), (UNet, "initialise")):
+        monkeypatch.setattr(made, by, taken)
+    with pytest.raises(MemoryError, match=f"this machine has .* free; {way_out}"):
+        Recipe(execution=execution, **options).trainer()
 
 
 # ---- options

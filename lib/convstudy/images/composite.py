@@ -64,6 +64,10 @@ class CompositeSet(Pairs):
     def __len__(self):
         return self.size
 
+    @property
+    def shape(self):
+        return 3, self.height, self.width
+
     def sources(self, index):
         """Return the manifest's rows of what composite `index` shows: background, then objects."""
         return self._choose(index)[0]

@@ -65,6 +65,10 @@ class FolderSet(Pairs):
     def __len__(self):
         return len(self._files)
 
+    @property
+    def shape(self):
+        return (3, *self.size) if self.size else super().shape
+
     def _pair(self, index):
         image_path, mask_path = self._files[index]
         image, mask = load_image(image_path), _levels(mask_path)

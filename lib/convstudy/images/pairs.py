@@ -18,6 +18,11 @@ class Pairs(ABC):
     def _pair(self, index):
         """Return (image, mask) of an index from 0 on, as `__getitem__` returns them."""
 
+    @property
+    def shape(self):
+        """(3, H, W): of the first image, and of all where a batch can be made of any."""
+        return self[0][0].shape
+
     def __getitem__(self, index):
         """Return (image, mask): (3, H, W) float32 in [0, 1], and (H, W) uint8 of classes."""
         index = operator.index(index)

@@ -140,17 +140,21 @@ class Network(ABC):
             What the network is made with.
         """
         network = cls(*arguments, **options)
+        network.initialise(seed)
+        return network
+
+    def initialise(self, seed):
+        """Take random parameters, distributed as the original's are at first."""
         rng = np.random.default_rng(seed)
         state = {}
-        for name, shape in network.shapes.items():
+        for name, shape in self.shapes.items():
             layer, kind = name.rsplit(".", 1)
-            if f"{layer}.running_mean" in network.shapes:
+            if f"{layer}.running_mean" in self.shapes:
                 fill = 1 if kind in ("weight", "running_var") else 0
                 state[name] = np.full(shape, fill, _dtype(name))
             else:
-                state[name] = network.initial_values(name, rng)
-        network._replace(state)
-        return network
+                state[name] = self.initial_values(name, rng)
+        self._replace(state)
 
     def without_parameters(self):
         """Return a network such as this one, with none."""

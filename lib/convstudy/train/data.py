@@ -49,6 +49,11 @@ class Batches:
         self.share = slice(0, batch)
         self._epoch = functools.lru_cache(maxsize=2)(self._drawn)
 
+    @property
+    def shape(self):
+        """(N, 3, H, W) of the images that `at` returns."""
+        return len(range(self.batch)[self.share]), *self.pairs.shape
+
     def at(self, step):
         """Return (images, masks) of a step, as `Pairs.batch` does; the first is step 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -77,6 +82,10 @@ class Kept(Pairs):
     def __len__(self):
         return len(self._pairs)
 
+    @property
+    def shape(self):
+        return self._pairs.shape
+
     def _pair(self, index):
         if index not in self._known:
             image, mask = self._pairs[index]
@@ -93,6 +102,10 @@ class Part(Pairs):
 
     def __len__(self):
         return len(self._indices)
+
+    @property
+    def shape(self):
+        return self._pairs.shape
 
     def _pair(self, index):
         return self._pairs[self._indices[index]]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How much memory training takes on the CPU, and how much there is."""
 
+import bisect
 import math
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def tape_bytes(network, n, h, w, slots):
         held += up.k * (h >> up.block.level) * (w >> up.block.level)
     parameters = (2 + slots) * network.parameter_count
     return _FLOAT * (n * (held + _PASSING * widest) + parameters)
+
+
+def host_bytes(network, n, h, w):
+    """Return about the bytes that steps take on this machine, where a GPU executes them."""
+    # The weights as they were at first and as they are, a batch, and the next one.
+    return _FLOAT * 2 * (network.parameter_count + n * network.n_channels * h * w)
 
 
 def forward_bytes(network, h, w):
@@ -70,7 +77,7 @@ def check(needs, batch, free, where):
     Parameters
     ----------
     needs : callable
-        From a batch's images to bytes.
+        From a batch's images to bytes; more images take no less.
     batch : int
     free : float
         Bytes.
@@ -79,7 +86,7 @@ def check(needs, batch, free, where):
     """
     if needs(batch) <= free:
         return
-    fits = next((n for n in range(batch - 1, 0, -1) if needs(n) <= free), 0)
+    fits = bisect.bisect_right(range(1, batch), free, key=needs)
     way_out = f"batch={fits} fits" if fits else "not even one image fits: take smaller ones"
     raise MemoryError(
         f"training on {batch} images at once takes {_gib(needs(batch))}, and {where} has "

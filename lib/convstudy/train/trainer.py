@@ -96,13 +96,11 @@ class Trainer:
         self.evaluate_every, self.save_every = evaluate_every, save_every
         self.progress = progress
         self.step, self.history, self._seen = 0, History(), ""
-        images, _ = self._batch(0)
+        own, _, *size = batches.shape
         memory.check(
-            lambda n: backend.needs_bytes(n, *images.shape[2:]),
-            len(images),
-            backend.free_bytes(),
-            backend.name,
+            lambda n: backend.needs_bytes(n, *size), own, backend.free_bytes(), backend.name
         )
+        self._batch(0)
         self.checkpoints = None
         if folder:
             self.keep(Checkpoints(folder))

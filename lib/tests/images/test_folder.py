@@ -33,6 +33,7 @@ def test_pairs_are_matched_by_name(folder):
     assert pairs.values == (0, 255)
     images, masks = pairs.batch(range(3))
     assert images.shape == (3, 3, 10, 12)
+    assert pairs.shape == (3, 10, 12)
     assert images.dtype == np.float32
     assert masks.dtype == np.uint8
     stored = np.asarray(Image.open(folder / "masks" / "c_mask.png"))
@@ -65,6 +66,7 @@ def test_several_sizes_are_made_one(folder, rng):
         FolderSet(folder)
     images, masks = FolderSet(folder, size=(16, 24)).batch(range(3))
     assert images.shape == (3, 3, 16, 24)
+    assert FolderSet(folder, size=(16, 24)).shape == (3, 16, 24)
     assert set(np.unique(masks)) == {0, 1}
     assert 0 <= images.min() <= images.max() <= 1
     # The lower left half of it, still.

@@ -63,6 +63,14 @@ def test_about_half_are_mirrored_with_their_masks():
     assert not (images[:, 0, 0, 0] == 1).any()
 
 
+def test_the_shape_of_a_batch_is_known_before_it_is_made():
+    for pairs in (Numbered(8), CompositeSet("train", 8, 16, 24)):
+        batches = Batches(Kept(split(pairs, 2)[0]), 5)
+        for share in (slice(0, 5), slice(2, 4), slice(3, 9)):
+            batches.share = share
+            assert batches.shape == batches.at(0)[0].shape
+
+
 def test_a_pair_is_made_once_and_kept_as_it_is():
     pairs = Numbered(5)
     kept = Kept(pairs)

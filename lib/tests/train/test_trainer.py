@@ -221,6 +221,17 @@ def test_too_little_memory_is_said_with_the_batch_that_fits(make):
         make(backend=Script([], free=1000))
 
 
+def test_memory_is_looked_at_before_images_are_made_where_their_size_is_known(make):
+    class Unmade(Squares):
+        shape = (3, 16, 16)
+
+        def _pair(self, index):
+            raise AssertionError("it was made")
+
+    with pytest.raises(MemoryError):
+        make(pairs=Unmade(32), backend=Script([], free=1000))
+
+
 def test_the_memory_predicted_is_what_is_taken():
     import tracemalloc
 
