@@ -3,8 +3,10 @@
 
 import functools
 import importlib.util
+import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -244,3 +246,27 @@ def device_of(array):
     if hasattr(array, "__cuda_array_interface__"):
         return devices()[array.device.id]
     return CPU
+
+
+def free_bytes():
+    """Return how many bytes can still be taken on the host; infinity where nothing tells."""
+    return min(_of_the_machine(), _of_the_container())
+
+
+def _of_the_machine():
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return math.inf
+
+
+def _of_the_container(group=Path("/sys/fs/cgroup")):
+    try:
+        limit, used = (int((group / f"memory.{each}").read_text()) for each in ("max", "current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        fields = dict(line.split() for line in lines)
+        # Files that are kept in memory count as used, and make way.
+        return max(0, limit - used + int(fields["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # the word "max" is no limit
+        return math.inf

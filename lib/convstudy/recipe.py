@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from convstudy import paths
-from convstudy.device import devices, why_no_gpu
+from convstudy.device import devices, free_bytes, why_no_gpu
 from convstudy.images import CarvanaSet, CompositeSet, FolderSet
 from convstudy.models.unet import UNet
 from convstudy.program.backend import GpuBackend
@@ -211,7 +211,7 @@ class Recipe:
         network, (own, _, *size) = self.network(classes), batches.shape
         # The backend will say what it needs, but is not there before the parameters are.
         memory.check(
-            lambda n: self._needs_bytes(network, n, *size), own, memory.free_bytes(), "this machine"
+            lambda n: self._needs_bytes(network, n, *size), own, free_bytes(), "this machine"
         )
         if not self.start:
             network.initialise(self.seed)

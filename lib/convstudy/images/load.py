@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from convstudy.device import free_bytes
+
 LEVELS_16 = 65535
+# Of a pixel, decoded and as an array, while one is made of the other.
+_BYTES = 32
+# Pillow's own limit is of pixels; here they may be as many as there is memory for.
+Image.MAX_IMAGE_PIXELS = None
 
 
 def open_image(path):
@@ -16,11 +22,23 @@ def open_image(path):
         raise FileNotFoundError(f"{path} is not there; check the name")
     try:
         with path.open("rb") as file:
-            return ImageOps.exif_transpose(Image.open(file))
+            image = Image.open(file)
+            _check_memory(path, image)
+            return ImageOps.exif_transpose(image)
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
         raise ValueError(
             f"{path} cannot be read as an image ({error}); get the file again or remove it"
         ) from error
+
+
+def _check_memory(path, image):
+    """Raise MemoryError unless there is room for a picture that is still to be decoded."""
+    needed, free = _BYTES * image.width * image.height, free_bytes()
+    if needed > free:
+        raise MemoryError(
+            f"{path} of {image.width} x {image.height} pixels takes {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free; make it smaller"
+        )
 
 
 def to_array(image):
@@ -49,6 +67,8 @@ def load_image(path):
         If there is no such file.
     ValueError
         If the file is no image, or its numbers have no known white.
+    MemoryError
+        If there is no room for it.
     """
     image = open_image(path)
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):

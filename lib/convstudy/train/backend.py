@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convstudy.conv.cpu import limit_threads
+from convstudy.device import free_bytes
 from convstudy.nn.tape import TapeOps
 from convstudy.train import memory
 from convstudy.train.losses import cross_entropy_dice
@@ -186,4 +187,4 @@ class CpuBackend(Backend):
         return memory.tape_bytes(self.network, n, h, w, len(self.optimizer.slots))
 
     def free_bytes(self):
-        return memory.free_bytes()
+        return free_bytes()

@@ -2,8 +2,6 @@
 """How much memory training takes on the CPU, and how much there is."""
 
 import bisect
-import math
-from pathlib import Path
 
 # Beside what the tape holds: gradients on their way, in images of the widest layer of a batch.
 _PASSING = 4
@@ -45,30 +43,6 @@ def forward_bytes(network, h, w):
     # last block, joined in a third, and what comes of that.
     skips = sum(block.k * (h >> block.level) * (w >> block.level) for block in network.encoder)
     return _FLOAT * (skips + 5 * network.width * h * w + network.parameter_count)
-
-
-def free_bytes():
-    """Return how much memory can still be taken here, in bytes; infinity where nothing tells."""
-    return min(_of_the_machine(), _of_the_container())
-
-
-def _of_the_machine():
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return math.inf
-
-
-def _of_the_container(group=Path("/sys/fs/cgroup")):
-    try:
-        limit, used = (int((group / f"memory.{each}").read_text()) for each in ("max", "current"))
-        lines = (group / "memory.stat").read_text().splitlines()
-        fields = dict(line.split() for line in lines)
-        # Files that are kept in memory count as used, and make way.
-        return max(0, limit - used + int(fields["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # the word "max" is no limit
-        return math.inf
 
 
 def check(needs, batch, free, where):

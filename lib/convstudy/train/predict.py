@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convstudy.device import devices
+from convstudy.device import devices, free_bytes
 from convstudy.images import load_image, overlay
 from convstudy.models.unet import LEAST_SIZE
 from convstudy.nn.blas import BlasOps
 from convstudy.nn.cuda import ResidentOps
 from convstudy.train import tensors
 from convstudy.train.dice import decide
-from convstudy.train.memory import forward_bytes, free_bytes
+from convstudy.train.memory import forward_bytes
 from convstudy.train.weights import load_weights
 
 

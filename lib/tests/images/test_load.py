@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convstudy.images import load_image
+from convstudy.images import load, load_image
 
 HEIGHT, WIDTH = 7, 11
 
@@ -85,6 +85,16 @@ def test_what_is_no_picture(rgb, tmp_path):
     (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:120])
     with pytest.raises(ValueError, match=r"c\.png cannot be read as an image"):
         load_image(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("side", [11_000, 20_000])
+def test_memory_alone_limits_the_size(side, tmp_path, monkeypatch):
+    """Pillow by itself warns of the one picture, and refuses the other."""
+    path = tmp_path / "a.ppm"
+    path.write_text(f"P6 {side} {side} 255\n")
+    monkeypatch.setattr(load, "free_bytes", lambda: side**2)
+    with pytest.raises(MemoryError, match=f"a.ppm of {side} x {side} pixels takes .* smaller"):
+        load_image(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 
+from convstudy import device
 from convstudy.images.pairs import Pairs
 from convstudy.models.unet import UNet
-from convstudy.train import memory, schedules
+from convstudy.train import schedules
 from convstudy.train.backend import CpuBackend, Outcome
 from convstudy.train.data import Batches
 from convstudy.train.dice import decide
@@ -246,20 +247,20 @@ def test_the_memory_predicted_is_what_is_taken():
     # What lies there from step to step came before the count was begun.
     predicted = backend.needs_bytes(4, 64, 96) - 12 * network.parameter_count
     assert 0.7 * predicted < taken < 1.1 * predicted
-    assert 0 < memory.free_bytes() < math.inf
+    assert 0 < backend.free_bytes() < math.inf
 
 
 def test_what_a_container_is_granted_counts(tmp_path):
-    assert memory._of_the_container(tmp_path) == math.inf
+    assert device._of_the_container(tmp_path) == math.inf
     for name, text in (
         ("max", "1000\n"),
         ("current", "900\n"),
         ("stat", "anon 500\ninactive_file 300\n"),
     ):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert memory._of_the_container(tmp_path) == 400
+    assert device._of_the_container(tmp_path) == 400
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._of_the_container(tmp_path) == math.inf
+    assert device._of_the_container(tmp_path) == math.inf
 
 
 @pytest.mark.parametrize(
