@@ -18,6 +18,9 @@ from convstudy.train.dice import decide
 from convstudy.train.memory import forward_bytes
 from convstudy.train.weights import load_weights
 
+# Along a side: Pillow's own limit.
+_MOST_PIXELS = 2**31
+
 
 def segment(network, image, ops=None, scale=None, trained_on=None):
     """Return the class of each pixel of a picture.
@@ -43,7 +46,7 @@ def segment(network, image, ops=None, scale=None, trained_on=None):
     Raises
     ------
     ValueError
-        If the scale is not above 0, or the picture has not the network's channels.
+        If the scale is not above 0, or too large, or the picture has not the network's channels.
     MemoryError
         If the network's layers need more memory than there is; it says which scale fits.
     """
@@ -56,8 +59,11 @@ def segment(network, image, ops=None, scale=None, trained_on=None):
     if scale is None:
         area = math.prod(trained_on) if trained_on else height * width
         scale = math.sqrt(area / (height * width))
-    elif not 0 < scale < math.inf:
-        raise ValueError(f"segment: scale must be a number above 0, got {scale}")
+    elif not 0 < scale * max(height, width) < _MOST_PIXELS:
+        raise ValueError(
+            f"segment: scale must be a number above 0 and, for a picture of {height} x {width}, "
+            f"below {_MOST_PIXELS / max(height, width):.3g}, got {scale}"
+        )
     size = tuple(max(LEAST_SIZE, round(scale * length)) for length in (height, width))
     ops = ops or BlasOps()
     if ops.name.startswith("cpu"):

@@ -105,6 +105,9 @@ def test_from_files_to_a_file(network, tmp_path, capsys):
         (["w.npz", "p.png", "-o", "o.png", "--mask", "p.png"], "p.png is read, or written, alre"),
         (["w.npz", "p.png", "-o", "no/o.png"], "no is not there; make the folder first"),
         (["w.npz", "p.png", "-o", "o.png", "--scale", "0"], "scale must be a number above 0"),
+        (["w.npz", "p.png", "-o", "o.png", "--scale", "nan"], "scale must be a number above 0"),
+        (["w.npz", "p.png", "-o", "o.png", "--scale", "1e300"], "below 1.07e+08, got 1e+300"),
+        (["w.npz", "p.png", "-o", "o.png", "--scale", "1e308"], "a picture of 20 x 20, below"),
     ],
 )
 def test_what_is_refused_is_said_in_one_line(words, message, network, tmp_path, capsys):
