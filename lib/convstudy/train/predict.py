@@ -3,6 +3,7 @@
 
 import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,7 @@ def draw(weights, picture, output, mask="", scale=None):
     _check_outputs(output, mask, weights, picture)
     image = load_image(picture)
     network, metadata = load_weights(weights)
-    size = metadata.get("size", "")
-    trained_on = tuple(map(int, size.split("x"))) if size else None
+    trained_on = _trained_on(weights, metadata)
     ops = ResidentOps() if devices() else BlasOps()
     classes = segment(network, image, ops, scale, trained_on)
     drawn = _encoded(output, Image.fromarray(overlay(image, classes)))
@@ -102,6 +102,20 @@ def draw(weights, picture, output, mask="", scale=None):
     tensors.replace(output, drawn)
     height, width = classes.shape
     return f"{width} x {height} pixels, {(classes > 0).mean():.1%} of them in the mask"
+
+
+def _trained_on(weights, metadata):
+    """Return the height and width of what weights were trained on, or None where nothing tells."""
+    size = metadata.get("size", "")
+    if not size:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", size)
+    if not found:
+        raise ValueError(
+            f"{weights}: its size={size} has to be height x width, such as 128x191; correct its "
+            "metadata, or leave that out"
+        )
+    return tuple(map(int, found.groups()))
 
 
 def _check_outputs(output, mask, *inputs):

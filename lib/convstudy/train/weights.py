@@ -3,10 +3,10 @@
 
 import importlib.util
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from convstudy.models.unet import UNet
 from convstudy.train import tensors
@@ -98,10 +98,14 @@ def check_ending(path):
 def _read_npz(path):
     try:
         # Opened here: NumPy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, NpzFile(file) as arrays:
+            state = dict(arrays)
+    except Exception as error:  # of many kinds, such as zlib's
         raise tensors.DamagedError(f"{path} is no whole .npz file: {error}") from error
+    for name, array in state.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path} holds {name}, which is no array; save the arrays alone")
+    return state
 
 
 def _read_pth(path):

@@ -123,6 +123,14 @@ def test_what_is_refused_is_said_in_one_line(words, message, network, tmp_path, 
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("size", ["large", "16", "16x16x3", "0x16", "-1x16", "9" * 400 + "x9"])
+def test_a_size_that_is_none_is_said_with_the_file_that_has_it(size, network, tmp_path):
+    save_weights(tmp_path / "w.safetensors", network, {"size": size})
+    Image.new("RGB", (20, 20)).save(tmp_path / "p.png")
+    with pytest.raises(ValueError, match=f"w.safetensors: its size={size} has to be height x"):
+        predict.draw(*(tmp_path / name for name in ("w.safetensors", "p.png", "o.png")))
+
+
 def test_a_picture_that_cannot_be_written_leaves_the_one_before(network, tmp_path, monkeypatch):
     def fails(self, content, **_):
         if self.size != (16, 16):  # what is tried before the work

@@ -2,6 +2,8 @@
 """Weights as files: the same network comes back, from the original's files too."""
 
 import importlib.util
+import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -66,6 +68,19 @@ def test_what_cannot_be_taken_is_refused_in_words(network, tmp_path):
         load("x.h5", b"")
     with pytest.raises(ValueError, match="bad.npz is no whole .npz file"):
         load("bad.npz", b"PK\x03\x04 and no more")
+    whole, packed = io.BytesIO(), io.BytesIO()
+    np.save(whole, np.ones(3))
+    with pytest.raises(ValueError, match="array.npz is no whole .npz file: .*not a zip file"):
+        load("array.npz", whole.getvalue())
+    np.savez_compressed(packed, a=np.arange(10_000))
+    packed.getbuffer()[100] ^= 255
+    with pytest.raises(ValueError, match="flipped.npz is no whole .npz file"):
+        load("flipped.npz", packed.getvalue())
+    np.savez(tmp_path / "more.npz", **network.state_dict())
+    with zipfile.ZipFile(tmp_path / "more.npz", "a") as archive:
+        archive.writestr("readme.txt", "of my best training")
+    with pytest.raises(ValueError, match="more.npz holds readme.txt, which is no array"):
+        load("more.npz")
     tensors.write(tmp_path / "other.safetensors", {"fc.weight": np.ones((2, 2), np.float32)})
     with pytest.raises(ValueError, match=r"other.safetensors: .* not the state of a U-Net"):
         load("other.safetensors")
