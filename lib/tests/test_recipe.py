@@ -136,7 +136,8 @@ def test_a_finished_training_is_not_done_again(whole, tmp_path):
 def test_a_folder_of_another_training_is_refused(tmp_path):
     Recipe.of(TINY).trainer(tmp_path).run(2)
     with pytest.raises(
-        ValueError, match=r"other options: rate=0.003 \(now 0.1\), seed=0 \(now 3\)"
+        ValueError,
+        match=r"other options: rate=0.003 \(now 0.1\), seed=0 \(now 3\); .* anew \(anew=yes\)",
     ):
         Recipe.of(TINY | {"rate": "0.1", "seed": "3"}).trainer(tmp_path)
     # What does not change what is computed may be another.

@@ -13,6 +13,7 @@ from convstudy.train import tensors
 
 KEPT = 2
 _NAME = "step-{:08d}.safetensors"
+_NEEDED = ("options", "seconds")
 _PATTERN = re.compile(r"step-(\d{8,})\.safetensors")
 
 
@@ -49,7 +50,15 @@ class Checkpoints:
         return self.folder / _NAME.format(step)
 
     def save(self, step, arrays, metadata):
-        """Write a checkpoint; only then remove those before the last two."""
+        """Write a checkpoint; only then remove those before the last two.
+
+        Parameters
+        ----------
+        step : int
+        arrays : dict of str to array
+        metadata : dict of str to str
+            ``options`` and ``seconds`` at least: by these a checkpoint is known.
+        """
         tensors.write(self.path(step), arrays, metadata)
         for old in self.steps()[:-KEPT]:
             self.path(old).unlink(missing_ok=True)
@@ -69,7 +78,7 @@ class Checkpoints:
         faults = []
         for step in reversed(self.steps()):
             try:
-                found = (step, *tensors.read(self.path(step)))
+                found = (step, *self._read(step))
             except tensors.DamagedError as error:
                 faults.append(str(error))
             else:
@@ -78,9 +87,18 @@ class Checkpoints:
                 return found
         if faults:
             raise tensors.DamagedError(
-                f"{'; '.join(faults)}; remove {self.folder}, or train in another folder"
+                f"{'; '.join(faults)}; begin anew (anew=yes), or train in another folder"
             )
         return None
+
+    def _read(self, step):
+        arrays, metadata = tensors.read(self.path(step))
+        missing = [name for name in _NEEDED if name not in metadata]
+        if missing:
+            raise tensors.DamagedError(
+                f"{self.path(step)} is no checkpoint: it does not say {' or '.join(missing)}"
+            )
+        return arrays, metadata
 
     def clear(self):
         """Remove every checkpoint."""

@@ -233,7 +233,7 @@ class Trainer:
             changed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in others)
             raise ValueError(
                 f"{self.checkpoints.folder} holds a training of other options: {changed}; give "
-                "these again, take another folder, or remove this one"
+                "these again, take another folder, or begin anew (anew=yes)"
             )
         self.backend.load_state(arrays)
         for name, array in self.schedule.state.items():

@@ -85,7 +85,8 @@ def test_what_fails_while_writing_leaves_the_old_file(moment, tmp_path, arrays, 
 def save(folder, *steps):
     kept = Checkpoints(folder)
     for step in steps:
-        kept.save(step, {"a": np.full(50, float(step))}, {"at": str(step)})
+        metadata = {"options": "{}", "seconds": "0.5", "at": str(step)}
+        kept.save(step, {"a": np.full(50, float(step))}, metadata)
     return kept
 
 
@@ -93,7 +94,7 @@ def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path):
     kept = save(tmp_path, 1, 2, 10, 9_999_999, 123_456_789)
     assert kept.steps() == [9_999_999, 123_456_789]
     step, arrays, metadata = kept.load()
-    assert (step, metadata) == (123_456_789, {"at": "123456789"})
+    assert (step, metadata["at"]) == (123_456_789, "123456789")
     assert (arrays["a"] == step).all()
     kept.clear()
     assert kept.load() is None
@@ -109,6 +110,19 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys):
     assert said.endswith("going on from step 10 instead\n")
     kept.path(10).write_bytes(b"")
     with pytest.raises(tensors.DamagedError, match="train in another folder"):
+        kept.load()
+
+
+@pytest.mark.parametrize("metadata", [None, {"size": "16x16"}, {"options": "{}"}])
+def test_what_is_no_checkpoint_is_passed_over_and_said(metadata, tmp_path, capsys):
+    kept = save(tmp_path, 10)
+    tensors.write(kept.path(20), {"fc.weight": np.ones(3)}, metadata)
+    assert kept.load()[0] == 10
+    said = capsys.readouterr().err
+    assert "step-00000020.safetensors is no checkpoint: it does not say " in said
+    assert said.endswith("going on from step 10 instead\n")
+    kept.path(10).unlink()
+    with pytest.raises(tensors.DamagedError, match=r"20.safetensors is no .*\(anew=yes\)"):
         kept.load()
 
 
