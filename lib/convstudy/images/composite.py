@@ -5,6 +5,7 @@ A composite is drawn from its seed, its split and its index alone. The held-out 
 a cut-out nor a background with the other.
 """
 
+import contextlib
 import functools
 
 import numpy as np
@@ -42,7 +43,7 @@ class CompositeSet(Pairs):
     ------
     ValueError
         If the split is unknown, or a number is out of range.
-    FileNotFoundError
+    FileNotFoundError, ValueError
         If the committed set is not whole; ``make data-check`` says what is missing.
     """
 
@@ -58,8 +59,8 @@ class CompositeSet(Pairs):
             )
         self.split = split
         self.size, self.height, self.width, self.seed = size, height, width, seed
-        self._objects = manifest.rows("object", split)
-        self._backgrounds = manifest.rows("background", split)
+        self._objects = _rows("object", split)
+        self._backgrounds = _rows("background", split)
 
     def __len__(self):
         return self.size
@@ -108,17 +109,36 @@ def load_sample():
     FileNotFoundError, ValueError
         If the committed set is not whole; ``make data-check`` says what is missing.
     """
-    images = [to_array(_open(row.path)) for row in manifest.rows("composite")]
-    masks = [np.asarray(_open(row.path)) // 255 for row in manifest.rows("mask")]
+    images = [to_array(_open(row.path)) for row in _rows("composite", SAMPLE_SPLIT)]
+    masks = [np.asarray(_open(row.path)) // 255 for row in _rows("mask", SAMPLE_SPLIT)]
     return np.stack(images), np.stack(masks)
+
+
+@contextlib.contextmanager
+def _checking():
+    """Name, with what is found not to be whole, the command that tells the rest."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}; `make data-check` says what else is not whole") from error
+
+
+def _rows(kind, split):
+    """Return the rows of a kind and a split, whose files are all there."""
+    with _checking():
+        found = manifest.rows(kind, split)
+        if not found:
+            raise ValueError(f"{manifest.NAME} lists no {kind} of the split {split}")
+        for row in found:
+            if not row.path.is_file():
+                raise FileNotFoundError(f"{row.path} is missing")
+    return found
 
 
 @functools.lru_cache(maxsize=256)
 def _open(path):
-    try:
+    with _checking():
         return open_image(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{error}; `make data-check` says what else is not whole") from error
 
 
 def _crop(image, height, width, rng):

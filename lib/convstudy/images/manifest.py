@@ -34,12 +34,31 @@ class Row(NamedTuple):
 
 @functools.cache
 def _read(path):
-    with path.open(newline="", encoding="utf-8") as lines:
-        return tuple(Row(**row) for row in csv.DictReader(lines))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            names, first, *others = (line for line in csv.reader(lines) if line)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is empty, or no table at all") from error
+    found = first, *others
+    if tuple(names) != Row._fields or not all(map(_is_row, found)):
+        raise ValueError(f"{path} is garbled: it is no table of {', '.join(Row._fields)}")
+    return tuple(map(Row._make, found))
+
+
+def _is_row(line):
+    return len(line) == len(Row._fields) and line[1] in KINDS and line[2] in SPLITS
 
 
 def rows(kind=None, split=None):
-    """Return the rows of the manifest, of one kind and one split if given, in its order."""
+    """Return the rows of the manifest, of one kind and one split if given, in its order.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no manifest, or it is garbled.
+    """
     return tuple(
         row
         for row in _read(paths.IMAGES / NAME)
@@ -65,8 +84,8 @@ def problems():
     """Return what is wrong with the committed set, a sentence for each fault."""
     try:
         listed = rows()
-    except FileNotFoundError:
-        return [f"{NAME} is missing"]
+    except (FileNotFoundError, ValueError) as error:
+        return [str(error)]
     found = []
     for row in listed:
         if not row.path.is_file():

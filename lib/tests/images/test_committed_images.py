@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convstudy import cli, paths
-from convstudy.images import carvana, check, manifest
+from convstudy.images import CompositeSet, carvana, check, manifest
 from convstudy.images.load import open_image
 
 LICENCES = {"GPL-2.0-only", "GPL-2.0-or-later", "CC0-1.0", "public domain"}
@@ -124,8 +124,43 @@ def test_data_check_fails_where_the_committed_set_is_broken(copy, capsys):
     assert "backgrounds/dune.jpg is not the file of the manifest" in text
     assert "objects/mine.png is not in the manifest" in text
     assert "git checkout" in text
-    (copy / manifest.NAME).unlink()
-    manifest._read.cache_clear()
+
+
+def garble(change):
+    """Return what changes the manifest's lines."""
+
+    def spoil(folder):
+        path = folder / manifest.NAME
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda folder: (folder / "objects" / "zebra.png").unlink(), "zebra.png is missing"),
+        (lambda folder: (folder / manifest.NAME).unlink(), "manifest.csv is missing"),
+        (garble(lambda _: b""), "manifest.csv is empty, or no table at all"),
+        (garble(lambda _: b"\xff\xd8\xff\xe0"), "manifest.csv is empty, or no table at all"),
+        (garble(lambda text: b"<<<<<<< HEAD\n" + text), "manifest.csv is garbled"),
+        (garble(lambda text: text[:-90]), "manifest.csv is garbled: it is no table of file, kind"),
+        (garble(lambda text: text.replace(b"train", b"trian")), "manifest.csv is garbled"),
+        (garble(lambda text: text[: text.index(b"\n") + 1]), "manifest.csv is empty"),
+        (garble(lambda text: text + b"a,b,c,d,e,f,g,h,i\n"), "manifest.csv is garbled"),
+    ],
+)
+def test_what_is_not_whole_is_said_by_the_check_and_before_composites_are_made(spoil, fault, copy):
+    spoil(copy)
     whole, text = check.report()
     assert not whole
-    assert "manifest.csv is missing" in text
+    assert fault in text
+    with pytest.raises((FileNotFoundError, ValueError), match=f"{fault}.*; `make data-check`"):
+        CompositeSet("train", 1)
+
+
+def test_a_manifest_without_backgrounds_is_said_before_composites_are_made(copy):
+    manifest.write([row for row in manifest.rows() if row.kind != "background"])
+    assert "backgrounds/dune.jpg is not in the manifest" in check.report()[1]
+    with pytest.raises(ValueError, match="manifest.csv lists no background of the split train; `m"):
+        CompositeSet("train", 1)
