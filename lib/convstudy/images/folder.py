@@ -129,6 +129,8 @@ def _check(image_path, mask_path):
 def _levels(path):
     """Return a mask as it is stored: (H, W) integers."""
     image = open_image(path)
+    if image.mode == "F":
+        raise ValueError(f"{path} holds floats; save the mask as grey, one level for each class")
     if image.mode == "1":
         image = image.convert("L")
     if image.mode in ("P", "RGB", "RGBA", "LA"):

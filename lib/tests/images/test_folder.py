@@ -118,6 +118,13 @@ def test_several_sizes_are_made_one(folder, rng):
             "a.png is coloured; save the mask as grey",
         ),
         (
+            lambda f: Image.new("F", (12, 10), 0.5).save(
+                (f / "masks" / "a.png").rename(f / "masks" / "a.tif")
+            ),
+            ValueError,
+            "a.tif holds floats; save the mask as grey, one level for each class",
+        ),
+        (
             lambda f: [put(each, np.zeros((10, 12))) for each in (f / "masks").iterdir()],
             ValueError,
             "all masks hold the one value 0, so there is nothing to tell apart",
