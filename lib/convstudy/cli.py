@@ -143,11 +143,15 @@ def _select(command):
 
 def _pairs(words):
     """Return ``{name: value}`` of words such as ``name=value``."""
-    words = tuple(words)
+    found = {}
     for word in words:
         if "=" not in word or word.startswith("="):
             raise ValueError(f"{word!r} is not of the form name=value")
-    return dict(word.split("=", 1) for word in words)
+        name, value = word.split("=", 1)
+        if name in found:
+            raise ValueError(f"{name}= is given twice, as {found[name]} and {value}; leave one out")
+        found[name] = value
+    return found
 
 
 def _figures(arguments):
@@ -312,11 +316,13 @@ def _training(arguments, ranks):
     from convstudy.parallel.training import Sharing
 
     given = _pairs(arguments.given)
-    folder = Path(given.pop("folder", recipe.FOLDER))
+    folder = given.pop("folder", recipe.FOLDER)
+    if not folder:
+        raise ValueError(f"folder= names no folder; leave it out for {recipe.FOLDER}")
     anew = recipe.value("anew", given.pop("anew", "no"), bool)
     sharing = Sharing.taken(given)
     check_grid(ranks, sharing.model, sharing.cut_from)
-    return recipe.Recipe.of(given), sharing, folder, anew
+    return recipe.Recipe.of(given), sharing, Path(folder), anew
 
 
 def _predict(arguments):

@@ -120,10 +120,6 @@ class Recipe:
             del given["optimizer"]
         elif "optimizer" in given:
             recipe = dataclasses.replace(recipe, optimizer=given.pop("optimizer"))
-        if recipe.optimizer not in optimizers.OPTIMIZERS:
-            raise ValueError(
-                f"optimizer={recipe.optimizer}: take {', '.join(optimizers.OPTIMIZERS)} or original"
-            )
         rule, own = dict(recipe.rule), optimizers.OPTIMIZERS[recipe.optimizer].defaults
         kinds = {f.name: f.type for f in fields(cls) if f.name not in ("rule", "execution")}
         values = {}
@@ -152,7 +148,13 @@ class Recipe:
             raise ValueError(
                 f"precision={self.precision}: execution={self.execution} takes {known}"
             )
+        UNet(width=1).check_size("size", *self.size)
         schedules.make(self.schedule, self.rate, self.steps)
+        if self.optimizer not in optimizers.OPTIMIZERS:
+            raise ValueError(
+                f"optimizer={self.optimizer}: take {', '.join(optimizers.OPTIMIZERS)} or original"
+            )
+        optimizers.OPTIMIZERS[self.optimizer]({}, **dict(self.rule))
 
     def pairs(self):
         """Return the pairs to train on, those held out, and the number of classes."""

@@ -54,6 +54,7 @@ def record_something():
         (["--machine", "nope"], "there is no record of machine 'nope'; there are records of"),
         (["machines=nope"], "there is no record of machine 'nope'; there are records of"),
         (["--notebook", "04", "chunks=[1"], "parameter chunks=[1 cannot be read as YAML"),
+        (["chunks=8", "chunks=4"], "chunks= is given twice, as 8 and 4; leave one out"),
         (["cunks=8"], "no selected notebook has a parameter 'cunks'"),
     ],
 )
@@ -227,6 +228,22 @@ def test_a_training_that_is_refused_leaves_the_checkpoints_of_the_one_before(giv
     words = ["execution=cpu", "anew=yes", f"folder={tmp_path}", *given]
     assert cli.main(["train", *words]) == 2
     assert kept.read_bytes() == b"all that was learnt"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["folder="], "folder= names no folder; leave it out for "),
+        (["steps=2", "steps=3"], "steps= is given twice, as 2 and 3; leave one out"),
+    ],
+)
+def test_what_a_training_does_not_take_is_said_before_it_writes_anything(
+    given, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "execution=cpu", *given]) == 2
+    assert capsys.readouterr().err.startswith(f"convstudy: {message}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_without_words_is_named(monkeypatch, capsys):

@@ -18,6 +18,8 @@ Image.MAX_IMAGE_PIXELS = None
 def open_image(path):
     """Return the picture in the file, upright, decoded so that a broken file is found here."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a picture in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; check the name")
     try:
@@ -66,7 +68,7 @@ def load_image(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is no image, or its numbers have no known white.
+        If it is a folder, or no image, or its numbers have no known white.
     MemoryError
         If there is no room for it.
     """

@@ -8,6 +8,8 @@ import numpy as np
 
 # These are shares of what was: with 1 or more, what was would never fade.
 _SHARES = ("alpha", "beta1", "beta2")
+# Where a gradient has always been 0 it is divided by `eps` alone, which float32 must know from 0.
+_LEAST = {"eps": 1e-37}
 
 
 class Optimizer(ABC):
@@ -46,9 +48,10 @@ class Optimizer(ABC):
                     f"{', '.join(self.defaults)}"
                 )
             below = 1 if name in _SHARES else math.inf
-            if not (isinstance(value, int | float) and 0 <= value < below):
+            least = _LEAST.get(name, 0)
+            if not (isinstance(value, int | float) and least <= value < below):
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must be a number of at least 0 and below "
+                    f"{type(self).__name__}: {name} must be a number of at least {least} and below "
                     f"{below}, got {value!r}"
                 )
         self.options = self.defaults | options

@@ -27,14 +27,14 @@ def test_sgd_by_hand():
 
 def test_rmsprop_by_hand():
     # The root of (1 - 0.75) 16 is 2.
-    assert one_step(RMSprop, alpha=0.75, eps=0.0) == pytest.approx(2 - 0.1 * 4 / 2)
+    assert one_step(RMSprop, alpha=0.75, eps=1e-37) == pytest.approx(2 - 0.1 * 4 / 2)
     assert one_step(RMSprop, alpha=0.75, eps=2.0) == pytest.approx(2 - 0.1 * 4 / 4)
 
 
 def test_adamw_by_hand():
     """Its first step is of the length of the rate, whatever the gradient."""
     for g in (1e-3, 4.0, -1e3):
-        step = one_step(AdamW, g=g, weight_decay=0.0, eps=0.0) - 2
+        step = one_step(AdamW, g=g, weight_decay=0.0, eps=1e-37) - 2
         assert step == pytest.approx(math.copysign(0.1, -g))
     assert one_step(AdamW, g=0.0, weight_decay=0.5) == pytest.approx(2 * (1 - 0.1 * 0.5))
 
@@ -77,6 +77,7 @@ def test_the_state_is_all_that_an_optimiser_remembers(rule, rng):
         (SGD, {"momentum": -0.1}, "SGD: momentum must be a number of at least 0 and below inf"),
         (AdamW, {"beta2": 1.0}, "AdamW: beta2 must be .* below 1, got 1.0"),
         (RMSprop, {"eps": math.nan}, "RMSprop: eps must be a number"),
+        (AdamW, {"eps": 0.0}, "AdamW: eps must be a number of at least 1e-37 .* got 0.0"),
         (RMSprop, {"alpha": "0.9"}, "RMSprop: alpha must be a number .* got '0.9'"),
     ],
 )

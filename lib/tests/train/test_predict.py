@@ -91,6 +91,7 @@ def test_from_files_to_a_file(network, tmp_path, capsys):
     [
         (["gone.npz", "p.png", "-o", "o.png"], "gone.npz is not there"),
         (["w.npz", "gone.png", "-o", "o.png"], "gone.png is not there"),
+        (["w.npz", "d.png", "-o", "o.png"], "d.png is a folder; name a picture in it"),
         (["w.npz", "w.npz", "-o", "o.png"], "w.npz cannot be read as an image"),
         (["w.npz", "p.png", "-o", "o.txt"], "o.txt: Pillow cannot write such a picture"),
         (["w.npz", "p.png", "-o", "o.psd"], "o.psd: Pillow cannot write such a picture ('PSD')"),
