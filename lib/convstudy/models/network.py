@@ -203,8 +203,7 @@ class Network(ABC):
             taken.
         """
         who = f"{type(self).__name__}.load_state_dict"
-        if not hasattr(state, "items"):
-            raise TypeError(f"{who}: state must map names to arrays, got {type(state).__name__}")
+        check_state(who, state)
         arrays = {name: np.asarray(value).copy() for name, value in state.items()}
         faults = [f"{name} is missing" for name in self.shapes if name not in arrays]
         for name, array in arrays.items():
@@ -331,8 +330,19 @@ def named(parameters, prefix, *kinds):
 def check_sizes(who, **sizes):
     """Raise ValueError unless each of `sizes` is an integer of at least 1."""
     for name, value in sizes.items():
-        if not isinstance(value, (int, np.integer)) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f"{who}: {name} must be an integer of at least 1, got {value!r}")
+
+
+def is_integer(value):
+    """Return whether a value is a whole number, which Python holds True and False for, too."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_state(who, state):
+    """Raise TypeError unless `state` maps names to arrays."""
+    if not hasattr(state, "items"):
+        raise TypeError(f"{who}: state must map names to arrays, got {type(state).__name__}")
 
 
 def uniform(rng, shape, bound):

@@ -4,7 +4,15 @@
 import math
 from dataclasses import dataclass
 
-from convstudy.models.network import Convolution, Network, check_sizes, named, normal, uniform
+from convstudy.models.network import (
+    Convolution,
+    Network,
+    check_sizes,
+    is_integer,
+    named,
+    normal,
+    uniform,
+)
 
 # Channels of the stem and of the first stage.
 WIDTH = 64
@@ -87,7 +95,7 @@ class ResNet(Network):
     """
 
     def __init__(self, depth=50, num_classes=1000, width=WIDTH):
-        if depth not in _STAGES:
+        if not is_integer(depth) or depth not in _STAGES:
             known = " or ".join(map(str, _STAGES))
             raise ValueError(f"ResNet: depth is {depth!r}; choose {known}")
         check_sizes("ResNet", num_classes=num_classes, width=width)

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convstudy.models.network import Convolution, Network, check_sizes, named, uniform
+from convstudy.models.network import (
+    Convolution,
+    Network,
+    check_sizes,
+    check_state,
+    named,
+    uniform,
+)
 
 # Channels at the first level. A level has twice as many as the one above, and images of half the
 # height and half the width.
@@ -124,6 +131,7 @@ class UNet(Network):
         TypeError, ValueError
             Where it is not the state of any: as `load_state_dict`.
         """
+        check_state("UNet.from_state_dict", state)
         first, last = (
             np.shape(state.get(name, ()))
             for name in ("inc.double_conv.0.weight", "outc.conv.weight")

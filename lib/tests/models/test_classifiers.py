@@ -533,6 +533,9 @@ def test_no_parameters(name):
     [
         (lambda: ResNet(34), "ResNet: depth is 34; choose 18 or 50"),
         (lambda: ResNet("50"), "ResNet: depth is '50'"),
+        (lambda: ResNet(18.0), "ResNet: depth is 18.0; choose 18 or 50"),
+        (lambda: ResNet([18]), r"ResNet: depth is \[18\]; choose 18 or 50"),
+        (lambda: VGG16(True), "VGG16: num_classes must be an integer of at least 1, got True"),
         (lambda: ResNet(18, 0), "ResNet: num_classes must be an integer of at least 1, got 0"),
         (lambda: ResNet(18, width=2.0), "ResNet: width must be an integer of at least 1, got 2.0"),
         (lambda: VGG16(num_classes=-1), "VGG16: num_classes must be an integer of at least 1"),

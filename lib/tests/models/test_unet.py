@@ -491,6 +491,8 @@ def test_initial_values_are_distributed_as_pytorch_s(network, torch):
     ("call", "message"),
     [
         (lambda: UNet(bilinear="yes"), "UNet: bilinear must be True or False, got 'yes'"),
+        (lambda: UNet(width=True), "UNet: width must be an integer of at least 1, got True"),
+        (lambda: UNet.from_state_dict(None), "UNet.from_state_dict: state must map .* NoneType"),
         (lambda: UNet().load_state_dict([1]), "state must map names to arrays, got list"),
         (lambda: UNet().layers("a", 191), "UNet.layers: H and W must be integers, got 'a' and 191"),
         (
