@@ -144,10 +144,10 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
     assert Recipe.of(TINY | {"save_every": "9"}).trainer(tmp_path).step == 2
 
 
-@pytest.mark.parametrize(("inside", "reason"), [("", "File exists"), ("x", "Not a directory")])
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(inside, reason, tmp_path):
+@pytest.mark.parametrize("inside", ["", "x"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(inside, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match=f"{reason}; give another folder="):
+    with pytest.raises(OSError, match="cannot be written: Not a directory; give another folder="):
         train(Recipe.of(TINY | {"data": "/not/looked/for"}), tmp_path / "file" / inside)
     assert (tmp_path / "file").read_text() == "mine"
 

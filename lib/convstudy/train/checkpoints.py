@@ -32,7 +32,8 @@ class Checkpoints:
     def prepare(self):
         """Make the folder, or raise OSError unless files can be written into it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:

@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path):
     done = train(tmp_path / "file", "data=/not/looked/for")
     assert done.returncode == 2
     assert done.stderr == (
-        f"convstudy: rank 0: folder={tmp_path / 'file'} cannot be written: File exists; "
+        f"convstudy: rank 0: folder={tmp_path / 'file'} cannot be written: Not a directory; "
         "give another folder=\n"
     )
 
