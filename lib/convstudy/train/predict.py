@@ -130,7 +130,9 @@ def _check_outputs(output, mask, *inputs):
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file in it, such as {path / 'mask.png'}")
         if path.resolve() in taken:
-            raise ValueError(f"{path} is read, or written, already; give it another name")
+            raise ValueError(
+                f"{path} is given for another file, too, which would be lost; give another name"
+            )
         taken.add(path.resolve())
         # Pillow reads more formats than it writes, and only writing tells.
         _encoded(path, Image.new(mode, (LEAST_SIZE, LEAST_SIZE)))

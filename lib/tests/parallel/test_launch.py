@@ -22,8 +22,14 @@ TINY = ("size=16x24", "width=2", "composites=8", "held_out=4", "batch=4", "execu
 PATIENCE = {PATIENCE_VARIABLE: "60"}
 
 
+def words_of(folder, *given):
+    """Return the words that train a tiny network in a folder; what is given counts."""
+    words = {word.partition("=")[0]: word for word in (*TINY, *given)}
+    return ("-m", "convstudy", "train", f"folder={folder}", *words.values())
+
+
 def train(folder, *given, ranks=2, environment=PATIENCE):
-    words = ("-m", "convstudy", "train", f"folder={folder}", *TINY, *given)
+    words = words_of(folder, *given)
     return launch.run_ranks(ranks, *words, timeout_s=100, environment=environment)
 
 
@@ -56,7 +62,7 @@ def test_rank_0_alone_speaks(trained):
 
 def test_two_ranks_train_as_one_does(trained, tmp_path):
     folder, _ = trained
-    words = ("-m", "convstudy", "train", f"folder={tmp_path}", *TINY, "steps=6")
+    words = words_of(tmp_path, "steps=6")
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     # The first loss is before anything was added up over ranks; AdamW makes much of little.
     one, two = losses(tmp_path), losses(folder)
@@ -79,7 +85,7 @@ def test_the_same_ranks_do_the_same_to_the_bit_even_if_stopped(trained, tmp_path
 def test_one_rank_goes_on_where_two_stopped(trained, tmp_path):
     folder, _ = trained
     shutil.copy(folder / "step-00000004.safetensors", tmp_path)
-    words = ("-m", "convstudy", "train", f"folder={tmp_path}", *TINY, "steps=6")
+    words = words_of(tmp_path, "steps=6")
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     assert losses(tmp_path)[:4] == losses(folder)[:4]
     assert losses(tmp_path)[4:] == pytest.approx(losses(folder)[4:], rel=1e-3)
@@ -100,7 +106,7 @@ def test_four_ranks_share_layers_and_images(trained, tmp_path):
 
 def start(folder, *given, ranks=2, environment=PATIENCE):
     """Start a training, and return it while it runs."""
-    words = ("-m", "convstudy", "train", f"folder={folder}", *TINY, *given)
+    words = words_of(folder, *given)
     return subprocess.Popen(
         [launch.mpiexec(), "-n", str(ranks), sys.executable, *words],
         stdin=subprocess.DEVNULL,
@@ -190,7 +196,7 @@ def run_with(*programs, environment=None):
 
 
 def command(folder, *given):
-    return [sys.executable, "-m", "convstudy", "train", f"folder={folder}", *TINY, *given]
+    return [sys.executable, *words_of(folder, *given)]
 
 
 def test_ranks_of_other_options_are_told_which(tmp_path):
