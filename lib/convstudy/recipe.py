@@ -234,7 +234,7 @@ class Recipe:
         if self.execution == "cpu":
             slots = optimizers.OPTIMIZERS[self.optimizer]({}, **dict(self.rule)).slots
             return memory.tape_bytes(network, n, h, w, len(slots))
-        return memory.host_bytes(network, n, h, w)
+        return memory.host_bytes(network, n, h, w, 1 + GpuBackend.ahead)
 
     def _backend(self, network, size):
         rule = self.optimizer, dict(self.rule), self.clip or None

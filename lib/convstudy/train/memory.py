@@ -31,10 +31,12 @@ def tape_bytes(network, n, h, w, slots):
     return _FLOAT * (n * (held + _PASSING * widest) + parameters)
 
 
-def host_bytes(network, n, h, w):
-    """Return about the bytes that steps take on this machine, where a GPU executes them."""
-    # The weights as they were at first and as they are, a batch, and the next one.
-    return _FLOAT * 2 * (network.parameter_count + n * network.n_channels * h * w)
+def host_bytes(network, n, h, w, batches):
+    """Return about the bytes that steps take on this machine, where a GPU executes them.
+
+    Of so many batches are the images here at once; weights are as they were at first and are now.
+    """
+    return _FLOAT * (2 * network.parameter_count + batches * n * network.n_channels * h * w)
 
 
 def forward_bytes(network, h, w):
