@@ -121,10 +121,10 @@ def _trained_on(weights, metadata):
 def _check_outputs(output, mask, *inputs):
     """Raise ValueError unless pictures can be written there, and nothing is lost by it."""
     taken = {Path(path).resolve() for path in inputs}
-    for path, mode in ((output, "RGB"), (mask, "L")):
-        if not path:
-            continue
-        path = Path(path)
+    outputs = [(Path(output), "RGB")]
+    if mask:
+        outputs.append((Path(mask), "L"))
+    for path, mode in outputs:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
         if path.is_dir():

@@ -98,6 +98,7 @@ def test_from_files_to_a_file(network, tmp_path, capsys):
         (["w.npz", "p.png", "-o", "o.xbm"], "cannot write mode RGB as XBM"),
         (["w.npz", "p.png", "-o", "o.hdf"], "end the name as another picture's, such as .png"),
         (["w.npz", "p.png", "-o", "o.png", "--mask", "m.qoi"], "m.qoi: Pillow cannot write"),
+        (["w.npz", "p.png", "-o", ""], "convstudy: . is a folder; name a file in it"),
         (["w.npz", "p.png", "-o", "d.png"], "d.png is a folder; name a file in it"),
         (["w.npz", "p.png", "-o", "p.png"], "too, which would be lost; give another name"),
         (["w.npz", "p.png", "-o", "./d.png/../p.png"], "p.png is given for another file"),
