@@ -21,6 +21,8 @@ from convstudy.train.weights import load_weights
 
 # Along a side: Pillow's own limit.
 _MOST_PIXELS = 2**31
+# The narrow side of what is written to see whether it can be; icons have at least as many pixels.
+_STRIP = 16
 
 
 def segment(network, image, ops=None, scale=None, trained_on=None):
@@ -89,8 +91,8 @@ def draw(weights, picture, output, mask="", scale=None):
     str
         What was found, in a few words.
     """
-    _check_outputs(output, mask, weights, picture)
     image = load_image(picture)
+    _check_outputs(image.shape[1:], output, mask, weights, picture)
     network, metadata = load_weights(weights)
     trained_on = _trained_on(weights, metadata)
     ops = ResidentOps() if devices() else BlasOps()
@@ -118,8 +120,8 @@ def _trained_on(weights, metadata):
     return tuple(map(int, found.groups()))
 
 
-def _check_outputs(output, mask, *inputs):
-    """Raise ValueError unless pictures can be written there, and nothing is lost by it."""
+def _check_outputs(size, output, mask, *inputs):
+    """Raise ValueError unless pictures of a size can be written, and nothing is lost by it."""
     taken = {Path(path).resolve() for path in inputs}
     outputs = [(Path(output), "RGB")]
     if mask:
@@ -134,8 +136,10 @@ def _check_outputs(output, mask, *inputs):
                 f"{path} is given for another file, too, which would be lost; give another name"
             )
         taken.add(path.resolve())
-        # Pillow reads more formats than it writes, and only writing tells.
-        _encoded(path, Image.new(mode, (LEAST_SIZE, LEAST_SIZE)))
+        # Pillow reads more formats than it writes, and large ones in fewer: only writing tells.
+        height, width = size
+        for strip in ((width, _STRIP), (_STRIP, height)):
+            _encoded(path, Image.new(mode, strip))
 
 
 def _encoded(path, image):
@@ -144,7 +148,7 @@ def _encoded(path, image):
     content.name = str(path)
     try:
         image.save(content)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of many kinds, such as struct's
         raise ValueError(
             f"{path}: Pillow cannot write such a picture ({error}); end the name as another "
             "picture's, such as .png"
