@@ -213,6 +213,8 @@ def test_words_become_values():
     assert Recipe.of({}) == Recipe(execution=chosen.execution)
     original = Recipe.of({"optimizer": "original", "momentum": "0.9"})
     assert (original.optimizer, original.rate, original.schedule) == ("rmsprop", 1e-5, "plateau")
+    assert original.clip == 1.0
+    assert dict(Recipe.of({"optimizer": "original"}).rule)["momentum"] == 0.999
     assert dict(original.rule) == {"momentum": 0.9, "weight_decay": 1e-8}
     assert "momentum=0.9\n" in recipes.described(original) + "\n"
     assert "size=128x191\n" in recipes.described(chosen)
