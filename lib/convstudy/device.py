@@ -238,7 +238,7 @@ def is_array(value):
 
 def pointer(array):
     """Return the address at which a NumPy or CuPy array begins."""
-    return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
 def device_of(array):
