@@ -133,7 +133,7 @@ def bar(axes, place, group):
         fill = look(row["function"]).bar if known else {"facecolor": "#e8e8e8"}
         axes.barh(place, row["share"], height=0.78, left=left, **fill)
         if row["share"] >= 0.06:
-            text = f"{row['share']:.0%}" + ("" if known else f" {OTHERS}")
+            text = labels.percent(row["share"]) + ("" if known else f" {OTHERS}")
             # The hatch must not cross the digits.
             box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
             axes.text(

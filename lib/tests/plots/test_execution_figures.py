@@ -117,6 +117,13 @@ def test_fig1_puts_the_paper_beside_ours():
     assert table["share"][:2].tolist() == pytest.approx([0.82, 0.18])
     assert table.groupby(["machine", "execution"])["share"].sum().tolist() == pytest.approx([1] * 4)
     assert "75%" in in_text(drawn)
+    nearly_all = rows(
+        *(
+            {"execution": "cpu-plain", "function": name, "median_s": seconds}
+            for name, seconds in (("convolution", 99.8), ("head", 0.2))
+        )
+    )
+    assert "99.8%" in in_text(fig1_function_share.draw(nearly_all))
     compared = fig1_function_share.compared(table)
     assert compared["convolution, ours"].tolist() == ["90.0%"]
     assert compared["ceiling, ours"].tolist() == ["10×"]
