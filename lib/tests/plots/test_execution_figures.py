@@ -161,8 +161,22 @@ def test_fig4_has_the_columns_that_were_promised():
         ["1 GPU, tiled", "resident", "synchronised", "convolution", 0.008, "", "h200"],
         ["1 GPU, tiled", "resident", "event", "convolution", 0.007, "", "h200"],
         ["1 GPU, tiled", "resident", "synchronised", "network", 0.01, "", "h200"],
+        ["GPU, not optimised", "offload", "", "convolution", "", 17.34, "the paper"],
+        ["2 GPUs, tiled + data parallel", "offload", "", "convolution", "", 0.00032, "the paper"],
+        ["2 GPUs, tiled + data parallel", "offload", "", "network", "", 3.8, "the paper"],
     ]
     assert "200 ms (paper 390 µs)" in in_text(drawn)
+    assert "not measured (paper 320 µs)" in in_text(drawn)
+    assert "nan" not in drawn.svg().decode()
+
+
+def test_what_is_measured_with_two_gpus_stands_beside_the_paper():
+    two = {"environment": "2 GPUs, tiled + data parallel", "execution": "offload", "rest": ""}
+    ours = rows(*({"what": what, "median_s": 1.0} | two for what in ("convolution", "network")))
+    plotted = fig4_execution_time.bars(pd.concat([environments(), ours], ignore_index=True))
+    found = plotted[plotted["environment"] == two["environment"]]
+    assert found["machine"].tolist() == ["h200", "h200"]
+    assert found["paper_s"].tolist() == [0.00032, 3.8]
 
 
 def test_fig4_is_compared_by_the_clock_that_waits():
