@@ -17,7 +17,7 @@ COLUMNS = (
 _COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 # Where one training sees so many times the images of another, the axis is logarithmic.
 _FURTHER = 3
-_DASHES = ("-", "--", ":", "-.")
+_DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
 def curves(table):
@@ -118,7 +118,7 @@ def draw(table):
         name = labels.marked(machine, run["stale"].any())
         label = f"{name}, {precision}, width {run['width'].iloc[0]}"
         # The dashes tell seeds apart; one of each kind is enough of a legend.
-        label = label if look["ls"] == "-" else None
+        label = label if look["ls"] == _DASHES[0] else None
         left.plot(seen, run["loss"], marker=".", label=label, **look)
         right.plot(seen, run["dice"], marker=".", label=label, **look)
     longest = (plotted["step"] * plotted["batch"]).groupby([plotted["machine"], plotted["case"]])
@@ -128,5 +128,7 @@ def draw(table):
     left.set(xlabel="images seen", ylabel="loss: cross-entropy + 1 - Dice", ylim=(0, None))
     right.set(xlabel="images seen", ylabel="Dice of held-out images", ylim=(0, 1))
     right.legend(loc="lower right")
-    footer(drawing, labels.sources(labels.finished(table)))
+    seeds = plotted.groupby("machine")["seed"].nunique().max()
+    note = f"{', '.join(_DASHES[:seeds])}: a seed each"
+    footer(drawing, f"{labels.sources(labels.finished(table))}\n{note}")
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))

@@ -53,6 +53,7 @@ def test_a_line_a_training_over_the_images_seen():
     first, second, other = loss.lines
     assert first.get_color() == second.get_color() != other.get_color()
     assert first.get_linestyle() != second.get_linestyle()
+    assert drawn.figure.get_supxlabel().endswith("\nsolid, dashed: a seed each")
 
 
 def test_precisions_are_compared_over_their_seeds():
