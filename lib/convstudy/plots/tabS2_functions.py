@@ -60,8 +60,13 @@ def functions(table):
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def display(plotted):
-    """Return the table as people read it."""
+def display(plotted, n=16):
+    """Return the table as people read it, of batches of `n`; what is left out stands at its head.
+
+    Where nothing has a batch of `n`, the largest is shown.
+    """
+    sizes = sorted(plotted["n"].unique())
+    n = n if n in sizes else max(sizes, default=n)
 
     def time(milliseconds, nothing):
         known = milliseconds == milliseconds
@@ -70,7 +75,7 @@ def display(plotted):
     def share(value):
         return f"{value:.1%}" if value == value else ""
 
-    return labels.shown(
+    shown = labels.shown(
         {
             "machine": labels.marked(row["machine"], row["stale"]),
             "what": row["what"],
@@ -82,8 +87,10 @@ def display(plotted):
             "share": share(row["after_share"]),
             "launches": int(row["launches"]),
         }
-        for row in plotted.to_dict("records")
+        for row in plotted[plotted["n"] == n].to_dict("records")
     )
+    others = ", ".join(str(size) for size in sizes if size != n)
+    return shown.rename_axis(columns=f"left out: batches of {others}" if others else None)
 
 
 def draw(table):

@@ -155,3 +155,22 @@ def test_functions_before_and_after_stand_side_by_side():
     shown = functions.display(plotted)
     assert list(shown["fused"]) == ["3 ms", "in others", "1 ms", "5 ms"]
     assert functions.draw(nothing()).table.empty
+    assert functions.display(functions.draw(nothing()).table).empty
+
+
+def test_one_batch_is_shown_and_the_others_named():
+    program = {"execution": "program", "what": "training", "precision": "fp32"}
+    plotted = functions.functions(
+        table(
+            program | {"n": n, "function": name, "median_s": 1e-3, "value_launches": 1}
+            for n in (1, 16, 64)
+            for name in ("convolution", "network")
+        )
+    )
+    shown = functions.display(plotted)
+    assert list(shown["images"]) == [16, 16]
+    assert shown.columns.name == "left out: batches of 1, 64"
+    assert list(functions.display(plotted, 1)["images"]) == [1, 1]
+    alone = functions.display(plotted[plotted["n"] == 1])
+    assert list(alone["images"]) == [1, 1]
+    assert alone.columns.name is None
