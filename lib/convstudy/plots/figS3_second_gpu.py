@@ -138,7 +138,7 @@ def draw(table):
             panel.plot(line["images"], line["gain"], "o", color=color)
         panel.axhline(2, color=BLACK, lw=0.6, ls=":")
         panel.axhline(PAYS, color=BLACK, lw=0.6, ls="--")
-        panel.text(128, PAYS, "pays above", fontsize=6, ha="right", va="bottom")
+        panel.text(128, PAYS, f"pays above {PAYS}", fontsize=6, ha="right", va="bottom")
         panel.set_title(machine, loc="left")
         panel.set_xscale("log", base=2)
         panel.set_xticks([2, 8, 32, 128], ["2", "8", "32", "128"])

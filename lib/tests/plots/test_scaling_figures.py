@@ -18,6 +18,7 @@ from convstudy.plots import (
     tabS3_predicted,
     tabS3_yadan,
 )
+from convstudy.plots.fig4_batch import PAYS
 
 TRUE = Processor(1e14, 1e12, 1e-5)
 LINK = Link(2e11, 4e-6)
@@ -158,6 +159,11 @@ def test_a_step_is_told_by_its_slowest_rank():
     (told,) = figS3_step.hidden(figS3_step.events(made())).to_dict("records")
     assert (told["step_s"], told["wait_s"], told["backward_s"]) == (3.5, 0.5, 2.0)
     assert told["reduce_s"] == pytest.approx(1.5)
+
+
+def test_what_pays_is_said_with_its_limit():
+    (panel,) = figS3_second_gpu.draw(made()).figure.axes
+    assert f"pays above {PAYS}" in [text.get_text() for text in panel.texts]
 
 
 @pytest.mark.parametrize("module", [figS3_scaling, figS3_second_gpu, figS3_step])
