@@ -60,6 +60,7 @@ def compare(table):
         under its event clock; where PyTorch is not installed, ours is the fastest of all on one
         GPU. On a CPU (`what` says so) they are the fastest by the wall clock, plain loops apart.
         `conv_share` is convolution's part of the time of all functions, each timed by itself.
+        `error` is of ours, relative.
     """
     done = labels.finished(table)
     if done.empty:
@@ -116,6 +117,7 @@ def display(plotted):
             "PyTorch's best": labels.quantity(row["pytorch_best_ms"] / 1e3, "s"),
             "times as fast": labels.times(row["ratio"]),
             "convolution": "" if pd.isna(row["conv_share"]) else f"{row['conv_share']:.1%}",
+            "error": "" if pd.isna(row["error"]) else f"{row['error']:.1e}",
         }
         for row in plotted.to_dict("records")
     )
@@ -153,5 +155,6 @@ def draw(table):
         panels[0].set_ylim(0, 1.1 * max(1, part["ratio"].max()))
     lines = named(axes)
     drawing.legend(lines.values(), lines.keys(), loc="outside upper right", ncols=len(lines))
-    footer(drawing, labels.sources(labels.finished(table)))
-    return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
+    done = labels.finished(table)
+    footer(drawing, labels.sources(done[done["machine"].isin(both["machine"])]))
+    return Drawn(NAME, plotted, drawing, labels.record_ids(done))

@@ -74,6 +74,7 @@ def test_ours_stands_beside_pytorch_s_best(table):
     shown = figS4_networks.display(plotted)
     assert list(shown["network"]) == ["VGG-16", "VGG-16", "ResNet-50", "ResNet-50"]
     assert "0.5×" in set(shown["times as fast"])
+    assert set(shown["error"]) == {"1.0e-06"}
 
 
 def test_ours_alone_is_told_without_a_ratio(table):
@@ -103,7 +104,11 @@ def test_what_is_not_named_has_no_share():
 def test_the_contest_is_drawn(table):
     slow = table["execution"].str.startswith("pytorch") & (table["network"] == "resnet50")
     table.loc[slow, "median_s"] *= 10
-    drawn = figS4_networks.draw(table)
+    alone = table[table["execution"] == "cpu-blas"].assign(machine="there")
+    drawn = figS4_networks.draw(pd.concat([table, alone]))
+    assert set(drawn.table["machine"]) == {"here", "there"}
+    assert drawn.figure.get_supxlabel().startswith("here · ")
+    assert "there" not in drawn.figure.get_supxlabel()
     assert len(drawn.figure.axes) == 4
     assert drawn.png().startswith(b"\x89PNG")
     for panel in drawn.figure.axes:
