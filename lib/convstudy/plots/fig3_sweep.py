@@ -41,11 +41,11 @@ def sweep(table):
 
 
 def best(plotted):
-    """Return the fastest cut of each machine and number of GPUs, against the fastest on one."""
+    """Return the fastest cut of each machine and number of GPUs, against the fastest on one GPU."""
     if plotted.empty:
         return plotted.assign(gain=pd.Series(dtype=float))
     fastest = plotted.loc[plotted.groupby(["machine", "gpus"])["median_s"].idxmin()]
-    alone = fastest[fastest["gpus"] <= 1].set_index("machine")["median_s"]
+    alone = fastest[fastest["gpus"] == 1].set_index("machine")["median_s"]
     gain = fastest["machine"].map(alone) / fastest["median_s"]
     return fastest.assign(gain=gain).reset_index(drop=True)
 

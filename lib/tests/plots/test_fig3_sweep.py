@@ -32,6 +32,14 @@ def test_the_gain_is_between_the_best_cuts():
     assert list(found["chunks"]) == [4, 4]
 
 
+def test_a_machine_without_a_gpu_gains_nothing_on_one():
+    mixed = [*ROWS, cut(0, 1, 1, 0.9), cut(0, 1, 1, 0.8, machine="there")]
+    shown = figure.display(figure.sweep(table(mixed)))
+    told = shown.set_index("GPUs", append=True)["against one GPU"].to_dict()
+    assert told["there", "none (CPU)"] == ""
+    assert told["here", 2] == "1.6×"
+
+
 def test_the_papers_gain_stands_beside_ours():
     compared = figure.compared(figure.sweep(table(ROWS)))
     assert list(compared["the paper"]) == ["1.22×", "1.05×"]
