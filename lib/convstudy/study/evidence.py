@@ -66,13 +66,15 @@ class Evidence:
             raise ValueError(f"{labels} of suite {suite!r} name {len(found)} rows: {cases}")
         return float(found["median_s"].iloc[0])
 
-    def environment(self, environment, what, execution="offload", clock="synchronised"):
+    def environment(
+        self, environment, what, execution="offload", clock="synchronised", rest="cpu-plain"
+    ):
         """Return the seconds of one bar of Fig. 4, for one image; offloaded as the paper does."""
         return self.seconds(
             "environments",
             environment=environment,
             execution=execution,
-            rest="cpu-plain" if execution == "offload" else "",
+            rest=rest if execution == "offload" else "",
             what=what,
             clock=clock,
         )
