@@ -376,6 +376,12 @@ def get_algorithm(name):
     return ALGORITHMS[name]
 
 
+def refused(row, problem, device, epilogue=PLAIN):
+    """Return why an algorithm does not take a problem, as a sentence; None where it does."""
+    ok, reason = row.supports(problem, device, epilogue)
+    return None if ok else f"{row.id} refuses {problem} on {device.name}: {reason}"
+
+
 @functools.cache
 def plan(name, problem, device, choice=None, epilogue=PLAIN):
     """Return the `Launch` of kernel `name` for `problem` on `device`.
@@ -397,9 +403,8 @@ def plan(name, problem, device, choice=None, epilogue=PLAIN):
         Where the algorithm refuses the problem; the message is its reason.
     """
     row = get_algorithm(name)
-    ok, reason = row.supports(problem, device, epilogue)
-    if not ok:
-        raise ValueError(f"{name} refuses {problem} on {device.name}: {reason}")
+    if refusal := refused(row, problem, device, epilogue):
+        raise ValueError(refusal)
     if choice is None:
         found, _ = _tuned(problem, device, row.which)
         choice = found.choice if found and found.id == name else None

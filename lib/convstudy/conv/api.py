@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from convstudy.conv.algorithm import choose, get_algorithm, plan
+from convstudy.conv.algorithm import choose, get_algorithm, plan, refused
 from convstudy.device import (
     CPU,
     array_module,
@@ -215,9 +215,8 @@ def _checked_run(who, which, problem, inputs, out, algorithm, device):
         row = get_algorithm(algorithm)
         if row.which != which:
             raise ValueError(f"{who}: {algorithm} computes {row.which}")
-        ok, reason = row.supports(problem, device)
-        if not ok:
-            raise ValueError(f"{who}: {algorithm} refuses {problem} on {device.name}: {reason}")
+        if refusal := refused(row, problem, device):
+            raise ValueError(f"{who}: {refusal}")
     shape = getattr(problem, _RESULTS[which])
     if out is None:
         out = empty(shape, device, inputs[0].dtype)
