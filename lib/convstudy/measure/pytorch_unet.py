@@ -99,6 +99,8 @@ class Runner:
     """
 
     make, loss = staticmethod(module), staticmethod(loss)
+    # What is compiled, what an optimiser keeps and cuDNN's choice come with the first calls.
+    warmup = 3
 
     def __init__(self, network, images, masks, precision, channels_last, device="cuda"):
         import torch
@@ -167,8 +169,7 @@ class Runner:
 
     def _in_its_way(self, way, call):
         self._set_precision()
-        # What is compiled, what an optimiser keeps and cuDNN's choice come with the first calls.
-        return call if way == "eager" else capture([call], warmup=3)
+        return call if way == "eager" else capture([call], self.warmup)
 
     def _set_precision(self):
         cudnn, cublas = self.torch.backends.cudnn, self.torch.backends.cuda.matmul

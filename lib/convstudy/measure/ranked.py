@@ -316,7 +316,7 @@ class _Links:
 
 
 class _Beside:
-    """PyTorch on the same ranks: training under DistributedDataParallel."""
+    """PyTorch on the same ranks: several train under DistributedDataParallel."""
 
     def __init__(self, ranks, job):
         import torch
@@ -327,9 +327,11 @@ class _Beside:
             torch.cuda.set_device(own_gpu(ranks, devices()).index)
         else:
             torch.set_num_threads(1)
-        if self._is_training:
+        if self._shares_gradients:
             from torch import distributed
 
+            # It would ask, within a capture, how far the work is.
+            os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
             distributed.init_process_group(
                 "nccl" if self._on_gpu else "gloo",
                 init_method=f"tcp://127.0.0.1:{ranks.tell(_free_port())}",
@@ -339,39 +341,44 @@ class _Beside:
             )
 
     @property
-    def _is_training(self):
-        return self._job.what == "training"
+    def _shares_gradients(self):
+        return self._job.what == "training" and self._ranks.size > 1
 
     def __call__(self, n):
         job = self._job
         images, masks = _batch(job, n)
         own = Grid(self._ranks).share(n)
-        ways = ["eager"]
-        if self._on_gpu and (self._ranks.size == 1 or not self._is_training):
-            ways.append("graph")
-        for way in ways:
+        for way in ("eager", "graph") if self._on_gpu else ("eager",):
             runner = pytorch_unet.Runner(
                 *(_network(job.width), images[own], masks[own], job.precision),
                 channels_last=self._on_gpu,
                 device="cuda" if self._on_gpu else "cpu",
             )
-            if self._is_training and way == "eager":
-                runner.module = self._torch.nn.parallel.DistributedDataParallel(
-                    runner.module, gradient_as_bucket_view=True
-                )
+            if self._shares_gradients:
+                self._distribute(runner)
             call = getattr(runner, job.what)(way)
             samples = _timed(self._ranks, call, self._settle, job.repeats, warmup=4)
-            side = "ddp" if self._is_training and way == "eager" else f"pytorch-{way}"
+            side = f"{'ddp' if self._shares_gradients else 'pytorch'}-{way}"
             yield _row({"images": n, "side": side}, samples)
             del runner, call
             pytorch.release()
+
+    def _distribute(self, runner):
+        """Let a runner's gradients be added up over the ranks, so that its step can be captured."""
+        torch = self._torch
+        # What PyTorch asks for (Notes on CUDA, "Usage with DistributedDataParallel").
+        runner.warmup = 11
+        with torch.cuda.stream(torch.cuda.Stream() if self._on_gpu else None):
+            runner.module = torch.nn.parallel.DistributedDataParallel(
+                runner.module, gradient_as_bucket_view=True
+            )
 
     def _settle(self):
         if self._on_gpu:
             self._torch.cuda.synchronize()
 
     def close(self):
-        if self._is_training:
+        if self._shares_gradients:
             self._torch.distributed.destroy_process_group()
 
 

@@ -94,7 +94,7 @@ def test_pytorch_is_timed_on_the_same_ranks(what, session):
     pytest.importorskip("torch", reason='PyTorch is not installed: run "make setup EXTRAS=torch"')
     job = dataclasses.replace(JOB, what=what, is_pytorch=True, size=[32, 32])
     (row,) = session.run(2, job)
-    assert row["labels"]["side"] == {"training": "ddp", "inference": "pytorch-eager"}[what]
+    assert row["labels"]["side"] == {"training": "ddp-eager", "inference": "pytorch-eager"}[what]
     assert min(row["samples"]) > 0
 
 
