@@ -78,6 +78,18 @@ class Communicator(ABC):
         self.start_all_reduce(array, operation).wait()
         return array
 
+    def room(self, count):  # noqa: B027, most have none
+        """Return numbers that `start_all_reduce` adds up fastest, or None where any are as good.
+
+        Returns
+        -------
+        (count,) float32 array or None
+            Zeros, for `give_back` when they are no longer used.
+        """
+
+    def give_back(self, room):  # noqa: B027, most have nothing to do
+        """Let what `room` has returned be returned again; all ranks at the same time."""
+
     @abstractmethod
     def bare_all_reduce(self, array):
         """Make `array` the ranks' sum by what carries it alone: what `all_reduce` is held to."""

@@ -179,6 +179,18 @@ class RankedGpuBackend(GpuBackend):
         """Return the last step's gradients by name, of all ranks; all have to ask."""
         return {name: self._whole(name, array) for name, array in super().gradients().items()}
 
+    def close(self):
+        """Give back the memory that ranks have together; what is closed is of no more use.
+
+        All have to, when they are done with what they have asked for.
+        """
+        self.program = self._step = self._replay = None
+        self._gpus[IMAGES].give_back(self._lent)
+
+    def _room(self, count):
+        self._lent = self._gpus[IMAGES].room(count)
+        return self._lent
+
     def _whole(self, name, array):
         axis = self._shares.axes.get(name)
         return array if axis is None else gather(self.grid.row, array, axis)

@@ -8,8 +8,11 @@ into a graph, the stream beside is captured with it.
 """
 
 import ctypes
+import functools
+import platform
 import time
 
+from convstudy.parallel import windows
 from convstudy.parallel.communicator import (
     Communicator,
     LostError,
@@ -21,6 +24,7 @@ from convstudy.parallel.communicator import (
 _PAUSE_S = 2e-4
 # A rank that has nothing to wait for is not kept from it by the pause.
 _QUESTIONS_AT_ONCE = 200
+_FIRST = -5  # CUDA takes the highest priority that there is
 _NOT_READY = 600  # cudaErrorNotReady
 
 
@@ -39,8 +43,6 @@ def own_gpu(words, devices):
     RanksError
         Where a machine has more ranks than GPUs.
     """
-    import platform
-
     hosts = words.exchange(platform.node())
     place = hosts[: words.rank].count(hosts[words.rank])
 
@@ -90,25 +92,62 @@ class Nccl(Communicator):
         self._cupy, self._nccl = words.together(modules)
         self.device, self._talk = device, words
         self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
+        windows.ask_for_copy_engines()
         unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
         self._cupy.cuda.Device(device.index).use()
         self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
         _keep(self._opened)
         # Groups begin their sums one after the other, as every rank does: two at the same time
         # could each have some of the GPUs, and wait for the rest.
-        self.beside = whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True)
+        # And ahead of what else is to begin: that waits for them in the end.
+        self.beside = (
+            whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True, priority=_FIRST)
+        )
         self._all = whole._all if whole else []
         self._all.append(self._opened)
+        self._rooms = []
 
     def start_all_reduce(self, array, operation="sum"):
         check_operation(operation)
         how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
         self.beside.wait_event(self._mark(self._here()))
         began = self._mark(self.beside, self.timed)
-        self._opened.allReduce(
-            *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
-        )
+        room = self._room_of(array) if operation == "sum" else None
+        if room:
+            room.add_up(array, self.rank, self.size, self.beside)
+        else:
+            self._opened.allReduce(
+                *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
+            )
         return _Enqueued(self, began, self._mark(self.beside, self.timed))
+
+    def _room_of(self, array):
+        return next((room for room in self._rooms if room.holds(array, self.size)), None)
+
+    def room(self, count):
+        if self.size == 1 or not self._has_windows:
+            return None
+        # All ranks have taken and given back the same.
+        for room in self._rooms:
+            if not room.is_taken and room.numbers.size == count:
+                room.is_taken = True
+                room.numbers.fill(0)
+                return room.numbers
+        with self._cupy.cuda.Device(self.device.index):
+            made = windows.Room(self._cupy, self._opened, self._nccl.NCCL_FLOAT32, count)
+        self._rooms.append(made)
+        return made.numbers
+
+    def give_back(self, room):
+        for each in self._rooms:
+            each.is_taken &= each.numbers is not room
+
+    @functools.cached_property
+    def _has_windows(self):
+        """Whether NCCL knows windows, and all ranks are of one machine."""
+        known = self._nccl.get_version() >= windows.OLDEST and windows.are_asked_for()
+        every = self._talk.exchange((known, platform.node()))
+        return known and len(set(every)) == 1
 
     def bare_all_reduce(self, array):
         self._opened.allReduce(

@@ -70,6 +70,9 @@ class GpuBackend(Backend):
         n, _, h, w = self.shape
         self._step = self._make(n, h, w)
         self.program = self._step.program
+        room = self._room(self._step.gradients.size)
+        if room is not None:
+            self.program.allocate(given={self._step.gradients: room})
         self._replay = Replay(self.program, self._reached)
         # Predictions are another program's, of the weights as they were when it was last asked.
         self._shadow = network.without_parameters()
@@ -82,6 +85,9 @@ class GpuBackend(Backend):
 
     _reached = None
     _shares = Shares()
+
+    def _room(self, count):
+        """Return memory for so many gradients, or None where any is as good."""
 
     def _part(self, name, array):
         """Return what is held here of a parameter, or of what the optimiser remembers of it."""

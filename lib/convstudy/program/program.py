@@ -265,7 +265,7 @@ class Program:
         if self._arrays is None:
             self.allocate()
 
-    def allocate(self, apart=False):
+    def allocate(self, apart=False, given=None):
         """Allocate all memory now, so that `run` does not have to.
 
         Parameters
@@ -273,9 +273,14 @@ class Program:
         apart : bool
             Give each buffer memory of its own, full of NaN: on the emulator, a launch that reaches
             beyond its array is then caught, and so is one that reads what nobody wrote.
+        given : dict of Buffer to array, optional
+            Zeros that take the place of what would be allocated for a buffer that is kept.
         """
-        self.allocated_bytes = 0
-        self._arrays = {b: self._zeros(b.size, b.dtype) for b in self._kept}
+        self._arrays = dict(given or {})
+        self.allocated_bytes = sum(array.nbytes for array in self._arrays.values())
+        for buffer in self._kept:
+            if buffer not in self._arrays:
+                self._arrays[buffer] = self._zeros(buffer.size, buffer.dtype)
         if apart:
             for buffer in self._shared:
                 self._arrays[buffer] = array = empty((buffer.size,), self.device, buffer.dtype)

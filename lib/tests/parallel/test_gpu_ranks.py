@@ -145,3 +145,12 @@ def test_several_gpus_train_as_one_does(count, sharing, tmp_path):
         with (folder / "history.csv").open() as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file)])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_copy_engines_add_up_as_nccl_does():
+    if len(devices()) < 2:
+        pytest.skip("it needs 2 GPUs")
+    program = Path(gpu_rank_cases.__file__).with_name("two_gpus_case.py")
+    done = launch.run_ranks(2, str(program), environment={PATIENCE_VARIABLE: "60"}, timeout_s=120)
+    assert done.returncode == 0, done.stderr

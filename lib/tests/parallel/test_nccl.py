@@ -58,11 +58,11 @@ class Opened:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    state = SimpleNamespace(log=[], status=0, lost=False)
+    state = SimpleNamespace(log=[], status=0, lost=False, version=22809)
     main, beside = Stream(state.log, "main"), Stream(state.log, "beside")
     cuda = SimpleNamespace(
         Device=Device,
-        Stream=lambda non_blocking: beside,
+        Stream=lambda non_blocking, priority: beside,
         Event=lambda disable_timing=False: Event(state.log, state.status, disable_timing),
         runtime=SimpleNamespace(eventQuery=lambda pointer: pointer),
         get_current_stream=lambda index: main,
@@ -70,11 +70,13 @@ def stand_in(monkeypatch):
     kinds = ("SUM", "AVG", "FLOAT32", "FLOAT64", "BFLOAT16", "INT64", "UINT8")
     library = SimpleNamespace(
         get_unique_id=lambda: (1,),
+        get_version=lambda: state.version,
         NcclCommunicator=lambda size, name, rank: Opened(state.log, state.lost),
         NcclError=KeyError,
         **{f"NCCL_{kind}": kind for kind in kinds},
     )
-    monkeypatch.setattr(nccl, "modules", lambda: (SimpleNamespace(cuda=cuda), library))
+    cupy = SimpleNamespace(cuda=cuda)
+    monkeypatch.setattr(nccl, "modules", lambda: (cupy, library))
     return state
 
 
@@ -182,3 +184,132 @@ def test_groups_of_ranks_have_their_own(stand_in):
     ranks.split(2)
     with pytest.raises(LostError, match="has lost another one"):  # of a group: all give up
         ranks.settle()
+
+
+class Words(Alone):
+    """Of one of two ranks, which hears its own words twice; of two machines, if told so."""
+
+    size, hosts = 2, 1
+
+    def exchange(self, value):
+        return [value, value if self.hosts == 1 else None]
+
+    def split(self, color):
+        return self
+
+
+class Library:
+    """NCCL in C: it writes down what it is asked for, and gives out NumPy's memory."""
+
+    def __init__(self, log):
+        self.log, self.memory, self.status = log, [], 0
+
+    def ncclMemAlloc(self, pointer, size):
+        self.memory.append(np.full(size.value, 255, np.uint8))
+        pointer._obj.value = self.memory[-1].ctypes.data
+        return self.status
+
+    def ncclCommWindowRegister(self, handle, pointer, size, window, flags):
+        self.log.append(("window", handle.value, size.value, flags.value))
+        return self.status
+
+    def ncclAlltoAll(self, send, receive, count, kind, handle, stream):
+        self.log.append((stream.value, "AlltoAll", (send.value, receive.value, count.value)))
+        return self.status
+
+    def ncclGetLastError(self, handle):
+        return b"no memory"
+
+
+class OnGpu(np.ndarray):
+    """NumPy's memory that says where it is as CuPy's does."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+@pytest.fixture
+def pair(stand_in, monkeypatch):
+    """One of two ranks, NCCL in C behind it, and what it was asked for."""
+    library = Library(stand_in.log)
+    monkeypatch.setattr(nccl.windows, "library", lambda: library)
+    monkeypatch.setenv("NCCL_CTA_POLICY", "2")
+    cupy, module = nccl.modules()
+    module.NCCL_FLOAT32 = 7
+    monkeypatch.setattr(Opened, "comm", 99, raising=False)
+    cupy.ndarray = lambda shape, dtype, start: start.view(dtype).view(OnGpu)
+    cupy.cuda.UnownedMemory = lambda pointer, size, owner: owner and library.memory[-1]
+    cupy.cuda.MemoryPointer = lambda memory, offset: memory
+
+    def add(a, b, out):
+        stand_in.log.append(("add", a.size))
+        return np.add(a, b, out=out)
+
+    cupy.add = add
+    monkeypatch.setattr(Stream, "__enter__", lambda self: self, raising=False)
+    monkeypatch.setattr(Stream, "__exit__", lambda self, *fault: None, raising=False)
+    made = Nccl(Words(), SimpleNamespace(index=0, is_gpu=True))
+    made.beside.ptr = 5
+    return SimpleNamespace(ranks=made, log=stand_in.log, library=library, stand_in=stand_in)
+
+
+def test_numbers_in_a_room_are_added_up_by_copy_engines(pair):
+    room = pair.ranks.room(2**20)
+    assert pair.log == [("window", 99, 2**22, 1)] * 2
+    assert room.shape == (2**20,)
+    assert not room.any()
+    pair.log.clear()
+    part = room[2**18 :][: 2**19]
+    part[...] = 1
+    pair.library.memory[1].view(np.float32)[...] = np.arange(2**20) // 2**18
+    pair.ranks.start_all_reduce(part)
+    _, _, _, spread, added, gathered, _ = pair.log
+    theirs = pair.library.memory[1].ctypes.data + 4 * 2**18
+    assert spread == (5, "AlltoAll", (part.ctypes.data, theirs, 2**18))
+    assert added == ("add", 2**18)
+    own = part.ctypes.data, part.ctypes.data, 2**18, 7
+    assert gathered == (5, "allGather", own)
+    # This rank's half is the sum of both ranks' parts; the other half comes with theirs.
+    assert set(part[: 2**18]) == {1 + 2}
+    assert set(part[2**18 :]) == {1}
+
+
+def test_what_is_small_or_odd_or_elsewhere_is_added_up_as_ever(pair):
+    room = pair.ranks.room(2**20)
+    for array, operation in (
+        (room[: 2**18], "sum"),
+        (room[: 2**20 - 1], "sum"),
+        (room, "mean"),
+        (on_gpu(2**20), "sum"),
+    ):
+        pair.log.clear()
+        pair.ranks.start_all_reduce(array, operation)
+        assert [call[1] for call in pair.log if call[0] == 5] == ["allReduce"]
+
+
+def test_a_room_that_was_given_back_is_given_out_again(pair):
+    room, other = pair.ranks.room(10), pair.ranks.room(10)
+    room[:] = 1
+    assert other is not room
+    pair.ranks.give_back(None)
+    assert pair.ranks.room(10) is not other
+    pair.ranks.give_back(room)
+    assert pair.ranks.room(11) is not room
+    assert pair.ranks.room(10) is room
+    assert not room.any()
+
+
+def test_where_nccl_cannot_there_is_no_room_or_a_reason(pair, stand_in, monkeypatch):
+    pair.library.status = 5
+    with pytest.raises(RuntimeError, match=r"no memory \(5\); NCCL_CTA_POLICY=0 does without"):
+        pair.ranks.room(10)
+    assert opened().room(10) is None  # one alone has nobody to reach
+    monkeypatch.setattr(Words, "hosts", 2)
+    assert Nccl(Words(), pair.ranks.device).room(10) is None
+    monkeypatch.setattr(Words, "hosts", 1)
+    stand_in.version = 22703
+    assert Nccl(Words(), pair.ranks.device).room(10) is None
+    stand_in.version = 22809
+    monkeypatch.setenv("NCCL_CTA_POLICY", "0")
+    assert Nccl(Words(), pair.ranks.device).room(10) is None
