@@ -11,7 +11,7 @@ of the graph, and a replay overlaps them as the first run did.
 import math
 from dataclasses import dataclass
 
-BUCKET_BYTES = 16 * 2**20
+BUCKET_BYTES = 32 * 2**20
 # Nothing hides the last one: it is whole when the backward pass is done.
 LAST_BYTES = 2**20
 _ITEM_BYTES = 4

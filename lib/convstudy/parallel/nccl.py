@@ -92,7 +92,7 @@ class Nccl(Communicator):
         self._cupy, self._nccl = words.together(modules)
         self.device, self._talk = device, words
         self.rank, self.size, self.patience_s = words.rank, words.size, words.patience_s
-        windows.ask_for_copy_engines()
+        windows.ask_for_blocks()
         unique_id = words.tell(self._nccl.get_unique_id() if words.rank == 0 else None)
         self._cupy.cuda.Device(device.index).use()
         self._opened = self._nccl.NcclCommunicator(self.size, unique_id, self.rank)
@@ -112,17 +112,10 @@ class Nccl(Communicator):
         how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
         self.beside.wait_event(self._mark(self._here()))
         began = self._mark(self.beside, self.timed)
-        room = self._room_of(array) if operation == "sum" else None
-        if room:
-            room.add_up(array, self.rank, self.size, self.beside)
-        else:
-            self._opened.allReduce(
-                *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
-            )
+        self._opened.allReduce(
+            *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
+        )
         return _Enqueued(self, began, self._mark(self.beside, self.timed))
-
-    def _room_of(self, array):
-        return next((room for room in self._rooms if room.holds(array, self.size)), None)
 
     def room(self, count):
         if self.size == 1 or not self._has_windows:
@@ -134,7 +127,7 @@ class Nccl(Communicator):
                 room.numbers.fill(0)
                 return room.numbers
         with self._cupy.cuda.Device(self.device.index):
-            made = windows.Room(self._cupy, self._opened, self._nccl.NCCL_FLOAT32, count)
+            made = windows.Room(self._cupy, self._opened, count)
         self._rooms.append(made)
         return made.numbers
 
@@ -145,9 +138,8 @@ class Nccl(Communicator):
     @functools.cached_property
     def _has_windows(self):
         """Whether NCCL knows windows, and all ranks are of one machine."""
-        known = self._nccl.get_version() >= windows.OLDEST and windows.are_asked_for()
-        every = self._talk.exchange((known, platform.node()))
-        return known and len(set(every)) == 1
+        every = self._talk.exchange((self._nccl.get_version(), platform.node()))
+        return len(set(every)) == 1 and every[0][0] >= windows.OLDEST
 
     def bare_all_reduce(self, array):
         self._opened.allReduce(

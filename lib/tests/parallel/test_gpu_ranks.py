@@ -148,7 +148,7 @@ def test_several_gpus_train_as_one_does(count, sharing, tmp_path):
 
 
 @pytest.mark.gpu
-def test_copy_engines_add_up_as_nccl_does():
+def test_what_lies_in_a_window_is_added_up_alike():
     if len(devices()) < 2:
         pytest.skip("it needs 2 GPUs")
     program = Path(gpu_rank_cases.__file__).with_name("two_gpus_case.py")

@@ -3,6 +3,7 @@
 
 import contextlib
 import gc
+import os
 import weakref
 from types import SimpleNamespace
 
@@ -194,9 +195,6 @@ class Words(Alone):
     def exchange(self, value):
         return [value, value if self.hosts == 1 else None]
 
-    def split(self, color):
-        return self
-
 
 class Library:
     """NCCL in C: it writes down what it is asked for, and gives out NumPy's memory."""
@@ -210,86 +208,32 @@ class Library:
         return self.status
 
     def ncclCommWindowRegister(self, handle, pointer, size, window, flags):
-        self.log.append(("window", handle.value, size.value, flags.value))
-        return self.status
-
-    def ncclAlltoAll(self, send, receive, count, kind, handle, stream):
-        self.log.append((stream.value, "AlltoAll", (send.value, receive.value, count.value)))
+        at = self.memory[-1].ctypes.data
+        self.log.append((handle.value, pointer.value == at, size.value, flags.value))
         return self.status
 
     def ncclGetLastError(self, handle):
         return b"no memory"
 
 
-class OnGpu(np.ndarray):
-    """NumPy's memory that says where it is as CuPy's does."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self.ctypes.data)
-
-
 @pytest.fixture
 def pair(stand_in, monkeypatch):
-    """One of two ranks, NCCL in C behind it, and what it was asked for."""
+    """One of two ranks, and NCCL in C behind it."""
     library = Library(stand_in.log)
     monkeypatch.setattr(nccl.windows, "library", lambda: library)
-    monkeypatch.setenv("NCCL_CTA_POLICY", "2")
-    cupy, module = nccl.modules()
-    module.NCCL_FLOAT32 = 7
     monkeypatch.setattr(Opened, "comm", 99, raising=False)
-    cupy.ndarray = lambda shape, dtype, start: start.view(dtype).view(OnGpu)
+    cupy, _ = nccl.modules()
+    cupy.ndarray = lambda shape, dtype, start: start.view(dtype)
     cupy.cuda.UnownedMemory = lambda pointer, size, owner: owner and library.memory[-1]
     cupy.cuda.MemoryPointer = lambda memory, offset: memory
-
-    def add(a, b, out):
-        stand_in.log.append(("add", a.size))
-        return np.add(a, b, out=out)
-
-    cupy.add = add
-    monkeypatch.setattr(Stream, "__enter__", lambda self: self, raising=False)
-    monkeypatch.setattr(Stream, "__exit__", lambda self, *fault: None, raising=False)
-    made = Nccl(Words(), SimpleNamespace(index=0, is_gpu=True))
-    made.beside.ptr = 5
-    return SimpleNamespace(ranks=made, log=stand_in.log, library=library, stand_in=stand_in)
+    ranks = Nccl(Words(), SimpleNamespace(index=0, is_gpu=True))
+    return SimpleNamespace(ranks=ranks, library=library)
 
 
-def test_numbers_in_a_room_are_added_up_by_copy_engines(pair):
-    room = pair.ranks.room(2**20)
-    assert pair.log == [("window", 99, 2**22, 1)] * 2
-    assert room.shape == (2**20,)
-    assert not room.any()
-    pair.log.clear()
-    part = room[2**18 :][: 2**19]
-    part[...] = 1
-    pair.library.memory[1].view(np.float32)[...] = np.arange(2**20) // 2**18
-    pair.ranks.start_all_reduce(part)
-    _, _, _, spread, added, gathered, _ = pair.log
-    theirs = pair.library.memory[1].ctypes.data + 4 * 2**18
-    assert spread == (5, "AlltoAll", (part.ctypes.data, theirs, 2**18))
-    assert added == ("add", 2**18)
-    own = part.ctypes.data, part.ctypes.data, 2**18, 7
-    assert gathered == (5, "allGather", own)
-    # This rank's half is the sum of both ranks' parts; the other half comes with theirs.
-    assert set(part[: 2**18]) == {1 + 2}
-    assert set(part[2**18 :]) == {1}
-
-
-def test_what_is_small_or_odd_or_elsewhere_is_added_up_as_ever(pair):
-    room = pair.ranks.room(2**20)
-    for array, operation in (
-        (room[: 2**18], "sum"),
-        (room[: 2**20 - 1], "sum"),
-        (room, "mean"),
-        (on_gpu(2**20), "sum"),
-    ):
-        pair.log.clear()
-        pair.ranks.start_all_reduce(array, operation)
-        assert [call[1] for call in pair.log if call[0] == 5] == ["allReduce"]
-
-
-def test_a_room_that_was_given_back_is_given_out_again(pair):
+def test_a_room_is_a_window_and_is_given_out_again(pair, stand_in):
     room, other = pair.ranks.room(10), pair.ranks.room(10)
+    assert stand_in.log == [(99, True, 40, 1)] * 2
+    assert (room.shape, room.dtype, room.any()) == ((10,), np.float32, False)
     room[:] = 1
     assert other is not room
     pair.ranks.give_back(None)
@@ -302,14 +246,20 @@ def test_a_room_that_was_given_back_is_given_out_again(pair):
 
 def test_where_nccl_cannot_there_is_no_room_or_a_reason(pair, stand_in, monkeypatch):
     pair.library.status = 5
-    with pytest.raises(RuntimeError, match=r"no memory \(5\); NCCL_CTA_POLICY=0 does without"):
+    with pytest.raises(RuntimeError, match=r"no memory \(5\); NCCL_WIN_ENABLE=0 does without"):
         pair.ranks.room(10)
     assert opened().room(10) is None  # one alone has nobody to reach
     monkeypatch.setattr(Words, "hosts", 2)
     assert Nccl(Words(), pair.ranks.device).room(10) is None
     monkeypatch.setattr(Words, "hosts", 1)
-    stand_in.version = 22703
+    stand_in.version = 22604
     assert Nccl(Words(), pair.ranks.device).room(10) is None
-    stand_in.version = 22809
-    monkeypatch.setenv("NCCL_CTA_POLICY", "0")
-    assert Nccl(Words(), pair.ranks.device).room(10) is None
+
+
+def test_nccl_is_told_how_many_blocks_unless_the_user_says(stand_in, monkeypatch):
+    monkeypatch.delenv("NCCL_SYM_CTAS", raising=False)
+    opened()
+    assert os.environ["NCCL_SYM_CTAS"] == nccl.windows._BLOCKS
+    monkeypatch.setenv("NCCL_SYM_CTAS", "5")
+    opened()
+    assert os.environ["NCCL_SYM_CTAS"] == "5"

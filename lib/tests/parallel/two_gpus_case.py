@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a rank of two GPUs does in the tests: sums by copy engines, at once and in a graph."""
+"""What a rank of two GPUs does in the tests: sums in a window, at once and in a graph."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def check(words):
     def refill():
         given = cupy.asarray(rng.standard_normal(part.size, dtype=np.float32))
         part[...] = given
-        ranks.bare_all_reduce(given)  # outside of the room: a kernel of NCCL's
+        ranks.bare_all_reduce(given)  # outside of the window
         ranks.settle()
         return given
 
