@@ -24,7 +24,6 @@ from convstudy.parallel.communicator import (
 _PAUSE_S = 2e-4
 # A rank that has nothing to wait for is not kept from it by the pause.
 _QUESTIONS_AT_ONCE = 200
-_FIRST = -5  # CUDA takes the highest priority that there is
 _NOT_READY = 600  # cudaErrorNotReady
 
 
@@ -99,10 +98,7 @@ class Nccl(Communicator):
         _keep(self._opened)
         # Groups begin their sums one after the other, as every rank does: two at the same time
         # could each have some of the GPUs, and wait for the rest.
-        # And ahead of what else is to begin: that waits for them in the end.
-        self.beside = (
-            whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True, priority=_FIRST)
-        )
+        self.beside = whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True)
         self._all = whole._all if whole else []
         self._all.append(self._opened)
         self._rooms = []

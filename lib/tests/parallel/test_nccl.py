@@ -63,7 +63,7 @@ def stand_in(monkeypatch):
     main, beside = Stream(state.log, "main"), Stream(state.log, "beside")
     cuda = SimpleNamespace(
         Device=Device,
-        Stream=lambda non_blocking, priority: beside,
+        Stream=lambda non_blocking: beside,
         Event=lambda disable_timing=False: Event(state.log, state.status, disable_timing),
         runtime=SimpleNamespace(eventQuery=lambda pointer: pointer),
         get_current_stream=lambda index: main,

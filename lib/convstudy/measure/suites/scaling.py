@@ -43,7 +43,7 @@ def cases(options):
         yield _case(session, "links", "fp32", count, options)
     yield from of_each("inference", counts)
     yield from of_each("timeline", counts)
-    for cut_from in (CUT_FROM, CUT_FROM - 2):
+    for cut_from in (CUT_FROM, CUT_FROM - 1):
         yield from of_each("training", [n for n in counts if n % 2 == 0], 2, cut_from)
     if on_gpu:
         yield from of_each("inference from the host", counts)
