@@ -137,6 +137,7 @@ def _ring(axes, rows):
 def _panel(axes, rows):
     ends = []
     starts = pays_from(rows).set_index(["algorithm", "gpus"])["from"]
+    fastest = rows[rows["n"] == rows["n"].max()].groupby("algorithm")["images_per_s"].max()
     for (algorithm, gpus), line in rows.groupby(["algorithm", "gpus"], sort=False):
         line = line.sort_values("n")
         appearance = look(algorithm)
@@ -152,7 +153,7 @@ def _panel(axes, rows):
         text = f"{kernel}, {gpus} GPU{'s' * (gpus > 1)}"
         last = line.iloc[-1]
         # Lines of one kernel lie close where a further GPU gains nothing: write above and below.
-        shift = 4 if gpus > 1 else -4
+        shift = 4 if last["images_per_s"] >= fastest[algorithm] else -4
         ends.append((last["n"], last["images_per_s"], shift, text, appearance.color))
         _ring(axes, line[line["n"] == starts.get((algorithm, gpus))])
     axes.set_xscale("log", base=2)

@@ -107,16 +107,20 @@ def draw(table):
     if plotted.empty:
         return Drawn(NAME, plotted)
     drawing, (left, right) = figure(1, 2, height=2.6)
-    way = ["machine", "execution", "precision"]
-    kinds = plotted[way].drop_duplicates().apply(tuple, axis=1).tolist()
-    for (machine, execution, precision, _), run in plotted.groupby([*way, "case"], sort=False):
-        kind = kinds.index((machine, execution, precision))
+    way = ["machine", "execution", "precision", "steps"]
+    drawn = plotted.assign(steps=plotted.groupby(["machine", "case"])["step"].transform("max"))
+    kinds = drawn[way].drop_duplicates().apply(tuple, axis=1).tolist()
+    for (*same, _), run in drawn.groupby([*way, "case"], sort=False):
+        machine, _, precision, steps = same
+        kind = kinds.index(tuple(same))
         among = sorted(plotted[plotted["machine"] == machine]["seed"].unique())
         seed = run["seed"].iloc[0]
         look = {"color": _COLORS[kind % len(_COLORS)], "ls": _DASHES[among.index(seed) % 4]}
         seen = run["step"] * run["batch"]
         name = labels.marked(machine, run["stale"].any())
         label = f"{name}, {precision}, width {run['width'].iloc[0]}"
+        if drawn.loc[drawn["machine"] == machine, "steps"].nunique() > 1:
+            label += f", {steps} steps"
         # The dashes tell seeds apart; one of each kind is enough of a legend.
         label = label if look["ls"] == _DASHES[0] else None
         left.plot(seen, run["loss"], marker=".", label=label, **look)

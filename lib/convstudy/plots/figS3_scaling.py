@@ -6,7 +6,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from convstudy.parallel.cost import Cut
 from convstudy.plots import labels
-from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILLION
 from convstudy.plots.save import Drawn, footer
 from convstudy.plots.style import figure, named, style
 from convstudy.records import statistics
@@ -18,9 +18,9 @@ COLUMNS = (
 )
 DATA = "data"
 WHATS = ("training", "inference", "inference from the host")
-_COLORS = {"fp32": ORANGE, "tf32": BLUE, "bf16": GREEN}
+_OURS, _THEIRS = BLUE, ORANGE
 # Of shared layers, one after the other.
-_CUT_COLORS = (SKY, PURPLE, VERMILLION)
+_CUT_COLORS = (GREEN, PURPLE, VERMILLION)
 _STYLES = {1: ("--", "o"), 2: ("-", "s"), 4: ("-.", "^"), 8: (":", "D")}
 
 
@@ -118,37 +118,46 @@ def draw(table):
     if plotted.empty:
         return Drawn(NAME, plotted)
     shown = plotted[plotted["what"].isin(WHATS[:2])]
-    machines = list(shown.groupby("machine", sort=False))
-    drawing, axes = figure(len(machines), 2, height=0.5 + 2.3 * len(machines), squeeze=False)
-    for panels, (machine, rows) in zip(axes, machines, strict=True):
-        for panel, what in zip(panels, WHATS, strict=False):
-            _panel(panel, rows[rows["what"] == what])
-            panel.set_title(f"{machine}: {what}", loc="left")
+    machines = [
+        (machine, list(rows.groupby(["what", "precision"], sort=False)))
+        for machine, rows in shown.groupby("machine", sort=False)
+    ]
+    drawing, axes = figure(
+        *(len(machines), max(len(panels) for _, panels in machines)),
+        height=0.9 + 1.9 * len(machines),
+        squeeze=False,
+    )
+    for panels, (machine, things) in zip(axes, machines, strict=True):
+        for panel, ((what, precision), rows) in zip(panels, things, strict=False):
+            _panel(panel, rows)
+            panel.set_title(f"{what}, {precision}", loc="left")
+        for panel in panels[len(things) :]:
+            panel.set_axis_off()
+        panels[0].set_title(f"{machine}\n{panels[0].get_title('left')}", loc="left")
         panels[0].set_ylabel("images a second")
     lines = named(axes)
-    drawing.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=6)
+    drawing.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4)
     footer(drawing, labels.sources(labels.finished(table)))
     return Drawn(NAME, plotted, drawing, labels.record_ids(labels.finished(table)))
 
 
 def _panel(axes, rows):
     cuts = [cut for cut in rows["cut"].unique() if cut != DATA]
-    for (precision, gpus, cut), line in rows.groupby(["precision", "gpus", "cut"], sort=False):
+    for (gpus, cut), line in rows.groupby(["gpus", "cut"], sort=False):
         line = line.sort_values("images_per_gpu")
         dash, marker = _STYLES.get(gpus, _STYLES[8])
         many = labels.many(gpus, labels_of(line["processor"].iloc[0])[:-1])
-        color = _COLORS[precision]
-        if cut != DATA:
-            color = _CUT_COLORS[cuts.index(cut) % len(_CUT_COLORS)]
-        name = f"{precision}, {many}" + (f", {cut}" if cut != DATA else "")
-        look = {"ls": dash, "marker": marker, "markersize": 4}
+        is_whole = cut == DATA
+        color = _OURS if is_whole else _CUT_COLORS[cuts.index(cut) % len(_CUT_COLORS)]
+        name = many if is_whole else f"{many}, {cut}"
+        look = {"ls": dash, "marker": marker, "markersize": 3.5}
         axes.plot(line["images_per_gpu"], line["images_per_s"], color=color, label=name, **look)
         beside = line.dropna(subset="ddp_images_per_s")
         if len(beside):
             axes.plot(
                 *(beside["images_per_gpu"], beside["ddp_images_per_s"]),
-                **look | {"color": color, "markerfacecolor": "white", "lw": 0.8},
-                label=f"PyTorch, {precision}, {many}",
+                **look | {"color": _THEIRS, "markerfacecolor": "white", "lw": 0.8},
+                label=f"PyTorch, {many}",
             )
     sizes = sorted(rows["images_per_gpu"].unique())
     axes.set_xscale("log", base=2)
