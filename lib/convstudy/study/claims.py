@@ -342,10 +342,11 @@ def _p11(evidence):
             "takes nothing else, for any amount of data. How two do was not measured.",
         )
     two = evidence.environment(_TWO, "network")
-    beyond = _beyond(evidence, (_TILED, "offload"), "on 1 GPU") if one / two > ceiling else ""
     gains = evidence.gains("resident")
     first = first_that_keeps_paying(gains)
     hardly = one / two < PAYS
+    is_beyond = hardly and one / two > ceiling
+    beyond = _beyond(evidence, (_TILED, "offload"), "on 1 GPU") if is_beyond else ""
     resident = (
         f"from {first:.0f} images on" if first > 0 else f"at no batch up to {gains.index.max()}"
     )

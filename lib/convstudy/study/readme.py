@@ -10,6 +10,8 @@ import pandas as pd
 
 from convstudy import paths
 from convstudy.plots import labels
+from convstudy.plots.figS3_scaling import DATA
+from convstudy.plots.figS3_scaling import NAME as SCALING
 from convstudy.plots.figS4_networks import NETWORKS
 
 README = paths.ROOT / "README.md"
@@ -74,8 +76,30 @@ def beyond():
     return _table(header, rows) + (f"\n{labels.STALE}\n" * stale)
 
 
-def _classifying(row):
-    return f"{NETWORKS[row['network']]}, {row['what']}"
+def together():
+    """Return how many times as fast as one GPU two are, and as PyTorch on two, by images each."""
+    path = paths.FIGURES / f"{SCALING}.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["processor"])
+    table = table[table["processor"] == "gpu"]
+    if table.empty:
+        return _NOT_YET
+    machine = table["machine"].iloc[0]
+    table = table[(table["machine"] == machine) & (table["gpus"] == 2) & (table["cut"] == DATA)]
+    table = table[table["ddp_images_per_s"].notna()]
+    batches = sorted(table["images_per_gpu"].unique())
+    cells = {
+        (row["what"], row["precision"], row["images_per_gpu"]): (
+            f"{row['scaling']:.2f}× / {row['ratio_to_ddp']:.2f}×"
+        )
+        for row in table.to_dict("records")
+    }
+    kinds = dict.fromkeys(kind[:2] for kind in cells)
+    rows = [
+        [f"U-Net, {what}", precision, *(cells.get((what, precision, n), "") for n in batches)]
+        for what, precision in kinds
+    ]
+    header = [f"On {machine}", "Precision", *(f"N = {n} each" for n in batches)]
+    return _table(header, rows)
 
 
 def _ratios(name, column, work):
@@ -163,7 +187,8 @@ def _idea(kernel):
     return kernel.read_text().splitlines()[1].removeprefix("//").strip()
 
 
-BLOCKS = {each.__name__: each for each in (figure, claims, beyond, commands, notebooks, tree)}
+_ALL = figure, claims, beyond, together, commands, notebooks, tree
+BLOCKS = {each.__name__: each for each in _ALL}
 
 
 def rewrite(text):

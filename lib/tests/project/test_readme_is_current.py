@@ -69,3 +69,27 @@ def test_it_says_how_ours_does_against_pytorch(monkeypatch, tmp_path):
         "",
         "† measured before its kernel was last changed",
     ]
+
+
+def test_it_says_how_two_gpus_do_against_one_and_against_pytorch(monkeypatch, tmp_path):
+    monkeypatch.setattr(readme.paths, "FIGURES", tmp_path)
+    assert readme.together() == readme._NOT_YET
+    (tmp_path / "figS3_scaling.csv").write_text(
+        "machine,what,precision,gpus,images_per_gpu,cut,processor,scaling,ddp_images_per_s,"
+        "ratio_to_ddp\n"
+        "x2,training,tf32,2,1,data,gpu,1.704,600,1.94\n"
+        "x2,training,tf32,2,8,data,gpu,1.9,600,1.7\n"
+        "x2,inference,bf16,2,8,data,gpu,2,600,2.5\n"
+        # One alone, layers that are shared, what PyTorch does not do, another machine, and cores.
+        "x2,training,tf32,1,1,data,gpu,1,600,1.94\n"
+        "x2,training,tf32,2,1,2 model (level 4),gpu,9,600,9\n"
+        "x2,inference from the host,tf32,2,1,data,gpu,9,,\n"
+        "x4,training,tf32,2,1,data,gpu,9,600,9\n"
+        "epyc,training,fp32,2,1,data,cpu,9,600,9\n"
+    )
+    assert readme.together().splitlines() == [
+        "| On x2 | Precision | N = 1 each | N = 8 each |",
+        "| --- | --- | --- | --- |",
+        "| U-Net, training | tf32 | 1.70× / 1.94× | 1.90× / 1.70× |",
+        "| U-Net, inference | bf16 |  | 2.00× / 2.50× |",
+    ]
