@@ -134,8 +134,9 @@ class Nccl(Communicator):
     @functools.cached_property
     def _has_windows(self):
         """Whether NCCL knows windows, and all ranks are of one machine."""
-        every = self._talk.exchange((self._nccl.get_version(), platform.node()))
-        return len(set(every)) == 1 and every[0][0] >= windows.OLDEST
+        is_known = windows.are_known(self._nccl.get_version())
+        every = self._talk.exchange((is_known, platform.node()))
+        return is_known and len(set(every)) == 1
 
     def bare_all_reduce(self, array):
         self._opened.allReduce(

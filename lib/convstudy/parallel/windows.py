@@ -10,7 +10,7 @@ import ctypes
 import functools
 import os
 
-OLDEST = 22700  # NCCL 2.27
+_OLDEST = 22700  # NCCL 2.27
 _LIBRARY = "libnccl.so.2"
 _SYMMETRIC = 1  # nccl.h: NCCL_WIN_COLL_SYMMETRIC
 # So many blocks such a kernel has. NCCL takes seven, which move nearly as much in a second where
@@ -25,6 +25,14 @@ _BLOCKS_VARIABLE, _BLOCKS = "NCCL_SYM_CTAS", "24"
 def ask_for_blocks():
     """Let communicators that are made from now on use so many, unless the user has said how."""
     os.environ.setdefault(_BLOCKS_VARIABLE, _BLOCKS)
+
+
+def are_known(version):
+    """Return whether NCCL of that version is here, as C has it, and knows windows."""
+    try:
+        return version >= _OLDEST and library() is not None
+    except OSError:
+        return False
 
 
 class Room:

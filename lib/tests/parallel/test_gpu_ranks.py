@@ -11,7 +11,7 @@ import gpu_rank_cases
 import numpy as np
 import pytest
 
-from convstudy.device import array_module, devices
+from convstudy.device import EMULATOR, array_module, devices
 from convstudy.models.unet import UNet
 from convstudy.parallel import launch
 from convstudy.parallel.communicator import Alone
@@ -79,6 +79,37 @@ def outcomes(ranks, where):
     done = launch.run_ranks(ranks, str(program), *names, timeout_s=600, environment=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+class Landlord(Alone):
+    """Ranks that have memory together."""
+
+    def __init__(self):
+        self.lent, self.returned = [], []
+
+    def room(self, count):
+        self.lent.append(np.zeros(count, np.float32))
+        return self.lent[-1]
+
+    def give_back(self, room):
+        self.returned.append(room)
+
+
+def test_gradients_lie_where_ranks_add_them_up_fastest():
+    ranks, network = Landlord(), UNet.initialised(0, width=4)
+    backend = RankedGpuBackend(
+        *(network, Grid(Alone()), Grid(ranks), SHAPE, "fp32"), device=EMULATOR
+    )
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 2, (SHAPE[0], *SHAPE[2:])).astype(np.int32)
+    backend.step(rng.random(SHAPE, np.float32), masks, 1e-3)
+    (room,) = ranks.lent
+    packed = np.concatenate([each.ravel() for each in backend.gradients().values()])
+    assert np.linalg.norm(room) == pytest.approx(np.linalg.norm(packed), rel=1e-6)
+    assert np.linalg.norm(room) > 0
+    backend.close()
+    (returned,) = ranks.returned
+    assert returned is room
 
 
 @pytest.mark.gpu

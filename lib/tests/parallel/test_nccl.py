@@ -254,6 +254,13 @@ def test_where_nccl_cannot_there_is_no_room_or_a_reason(pair, stand_in, monkeypa
     monkeypatch.setattr(Words, "hosts", 1)
     stand_in.version = 22604
     assert Nccl(Words(), pair.ranks.device).room(10) is None
+    stand_in.version = 22809
+
+    def absent():
+        raise OSError("libnccl.so.2: cannot open shared object file")
+
+    monkeypatch.setattr(nccl.windows, "library", absent)
+    assert Nccl(Words(), pair.ranks.device).room(10) is None
 
 
 def test_nccl_is_told_how_many_blocks_unless_the_user_says(stand_in, monkeypatch):
