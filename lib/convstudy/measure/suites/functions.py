@@ -2,11 +2,10 @@
 """Table 1 and Fig. 1: where a forward pass of U-Net spends its time, function by function."""
 
 from convstudy.conv.cpu import threads
-from convstudy.device import CPU, devices
+from convstudy.device import devices
 from convstudy.measure import pytorch
-from convstudy.measure.clocks import sample
 from convstudy.measure.pytorch_ops import TorchOps
-from convstudy.measure.suite import Case, Suite, result
+from convstudy.measure.suite import Case, Suite
 from convstudy.measure.suites.network import (
     KERNELS,
     TILED,
@@ -25,12 +24,7 @@ def cases(options):
     """Yield a case for each way of executing the network, for one image."""
     yield _on_cpu("cpu-plain", PlainOps, options["plain_repeats"], 1)
     yield _on_cpu("cpu-blas", BlasOps, options["repeats"], threads())
-    yield Case(
-        "pytorch-cpu",
-        lambda: _pytorch(options["repeats"]),
-        {"execution": "pytorch-cpu"},
-        pytorch.why_not(),
-    )
+    yield _pytorch(options["repeats"])
     for rest, make in (("cpu-plain", PlainOps), ("cpu-blas", BlasOps)):
         repeats = options["plain_repeats"] if rest == "cpu-plain" else options["repeats"]
         yield _case(
@@ -77,23 +71,14 @@ def _labels(execution, algorithm="", rest="", threads=0):
 
 
 def _pytorch(repeats):
-    """Time PyTorch's forward pass on as many threads as BLAS has."""
-    work, count = unet_work(1), threads()
-    ops = TorchOps(threads=count)
-    run = ops.inference(work.network, work.images)
-    check = work.checked(ops.to_host(run()))
-    labels = _labels("pytorch-cpu", threads=count)
-    return [
-        result(
-            "pytorch-cpu/network",
-            labels | {"function": "network"},
-            sample(run, "synchronised", CPU, repeats, 2),
-            clock="synchronised",
-            cache="warm",
-            warmup=2,
-            check=check,
-        )
-    ]
+    """Return the case that times PyTorch on as many threads as BLAS has."""
+    labels = _labels("pytorch-cpu", threads=threads())
+
+    def run():
+        ops = TorchOps(threads=labels["threads"])
+        return pieces("pytorch-cpu", labels, ops, unet_work(1), repeats)
+
+    return Case("pytorch-cpu", run, labels, pytorch.why_not())
 
 
 SUITE = Suite(
