@@ -16,7 +16,7 @@ def lines(name):
 
 def test_a_whole_machine_is_healthy():
     assert doctor.healthy()
-    for name in ("Python", "packages", "g++", "make", "CPU", "NVRTC", "MPI"):
+    for name in ("Python", "packages", "g++", "make", "CPU", "BLAS", "NVRTC", "MPI"):
         assert [line.split()[0] for line in lines(name)] == ["ok"]
 
 
@@ -74,3 +74,26 @@ def test_without_a_gpu_it_says_why_and_what_a_gpu_needs(monkeypatch):
     (line,) = lines("GPU")
     assert line.split()[0] == "absent"
     assert "driver" in line
+
+
+@pytest.mark.parametrize(
+    ("kernels", "flags", "leaves_some_unused"),
+    [
+        ("Haswell", "avx2 avx512f", True),
+        ("SkylakeX", "avx2 avx512f", False),
+        ("Zen", "avx2", False),
+    ],
+)
+def test_a_blas_that_leaves_much_of_a_cpu_unused_is_told(
+    monkeypatch, tmp_path, kernels, flags, leaves_some_unused
+):
+    (tmp_path / "cpuinfo").write_text(f"model name : A CPU\nflags : {flags}\n")
+    path = doctor.Path
+    monkeypatch.setattr(
+        doctor, "Path", lambda name: tmp_path / "cpuinfo" if "cpuinfo" in str(name) else path(name)
+    )
+    monkeypatch.setattr(
+        "convstudy.conv.cpu.blas_description", lambda: f"openblas 0.3 ({kernels}), 2 threads"
+    )
+    (line,) = lines("BLAS")
+    assert ("OPENBLAS_CORETYPE=SkylakeX" in line) == leaves_some_unused
