@@ -122,7 +122,7 @@ def _blas():
     if "avx512f" in flags and re.search(r"\((Haswell|Zen)\)", found):
         found += (
             "; this CPU has AVX-512, which these kernels leave unused: with "
-            "OPENBLAS_CORETYPE=SkylakeX U-Net's convolutions took two thirds of the time on one"
+            "OPENBLAS_CORETYPE=SkylakeX U-Net's convolutions took two thirds of the time on an EPYC"
         )
     return OK, found
 
