@@ -97,6 +97,23 @@ def source_sha256(kernel, defines=()):
     return hashlib.sha256(_without(unknown, text).encode()).hexdigest()
 
 
+def words(launches):
+    """Return the line by which a record names all that is launched; `records.sources_sha256`.
+
+    Kernels, each with what it was asked for: ``add_fprop_2_relu conv2d_fprop_10_wgmma+STREAM``.
+
+    Parameters
+    ----------
+    launches : iterable of Launch or Sequence
+    """
+    found = {
+        "+".join([part.kernel, *sorted({name for name, _ in part.defines} & set(_ASKED_FOR))])
+        for launch in launches
+        for part in launch.all_launches
+    }
+    return " ".join(sorted(found))
+
+
 def _without(conditions, text):
     """Return `text` without what stands there if one of `conditions` holds, and their lines.
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from convstudy import compile
 from convstudy.device import array_module, devices
 from convstudy.measure import pytorch, pytorch_unet
 from convstudy.measure.runner import SEED
@@ -202,8 +203,9 @@ class _Training:
         else:
             call, settle = backend.run, self._gpus.settle
         samples = _timed(self._ranks, call, settle, self._job.repeats)
+        kernels = {} if self._device is None else _kernels(backend.program)
         _free(backend)
-        yield _row({"images": n, "side": "ours"}, samples, loss=losses[0])
+        yield _row({"images": n, "side": "ours"}, samples, loss=losses[0], **kernels)
 
     def _open(self, n):
         """Return what trains on `n` images, and this rank's of them."""
@@ -232,8 +234,9 @@ class _Timeline(_Training):
         every = self._ranks.exchange(backend.timeline(images, masks, _RATE))
         events = [{"gpu": rank, **event} for rank, own in enumerate(every) for event in own]
         seconds = max(event["stop_s"] for event in events)
+        kernels = {} if self._device is None else _kernels(backend.program)
         _free(backend)
-        yield _row({"images": n, "side": "ours"}, [seconds], events=events)
+        yield _row({"images": n, "side": "ours"}, [seconds], events=events, **kernels)
 
 
 class _Inference:
@@ -247,7 +250,7 @@ class _Inference:
     def __call__(self, n):
         job, ranks, network = self._job, self._ranks, _network(self._job.width)
         images, _ = _batch(job, n)
-        at_once = 1
+        at_once, kernels = 1, {}
         if job.processor == "cpu":
             backend = RankedBackend(network, self._grid, n)
             check = backend.predict(images[: ranks.size])
@@ -256,15 +259,16 @@ class _Inference:
             own = np.ascontiguousarray(images[self._grid.share(n)])
             open_one = self._from_host if job.what.endswith("host") else self._resident
             at_once = _CHUNKS if open_one == self._from_host else 1
-            check, call, settle = open_one(network, own)
+            check, call, settle, programs = open_one(network, own)
+            kernels = _kernels(*programs)
             samples = _timed(ranks, call, settle, job.repeats)
         samples = [each / at_once for each in samples]
-        yield _row({"images": n, "side": "ours"}, samples, **self._checked(check))
+        yield _row({"images": n, "side": "ours"}, samples, **self._checked(check), **kernels)
 
     def _resident(self, network, own):
         inference = Inference(network, own.shape, self._job.precision, self._device)
         check = inference(own)
-        return check, inference.run, lambda: _wait_for(self._device)
+        return check, inference.run, lambda: _wait_for(self._device), [inference.program]
 
     def _from_host(self, network, own):
         inference = ChunkedInference(network, [self._device], 2, _CHUNKS, self._job.precision)
@@ -273,7 +277,7 @@ class _Inference:
         def call():
             return inference.run(many)
 
-        return call()[: len(own)], call, lambda: None
+        return call()[: len(own)], call, lambda: None, inference.programs
 
     def _checked(self, scores):
         if self._ranks.rank:
@@ -406,6 +410,12 @@ def _device(gpus, job):
 
 def _wait_for(device):
     array_module(device).cuda.Device(device.index).synchronize()
+
+
+def _kernels(*programs):
+    """Return what a record is told of what programs launch."""
+    launches = (launch for program in programs for launch in program.launches)
+    return {"kernels": compile.words(launches)}
 
 
 def _free(backend):

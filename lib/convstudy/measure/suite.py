@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from convstudy import compile, tolerance
 from convstudy.device import devices
+from convstudy.records import sources_sha256
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def result(
     clock=None,
     problem=None,
     launch=None,
+    kernels=None,
     cache=None,
     transfers=None,
     warmup=0,
@@ -114,6 +116,8 @@ def result(
         Raw samples, seconds.
     launch : Launch, optional
         Of the kernel that was measured; source hash and resources follow from it.
+    kernels : str, optional
+        Of all kernels that were, where they are several: `compile.words`.
     check : dict, optional
         Made by `checked`.
     device : Device, optional
@@ -123,12 +127,18 @@ def result(
 
     kernel = launch.kernel if launch else labels.get("algorithm")
     kernel = kernel if kernel in compile.kernels() else None
+    sha256 = None
+    if kernel:
+        sha256 = compile.source_sha256(kernel, launch.defines if launch else ())
+    elif kernels:
+        values = (values or {}) | {"kernels": kernels}
+        sha256 = sources_sha256(kernels, compile.source_sha256)
     return {
         "case": case,
         "labels": labels,
         "problem": _problem(problem) if problem else None,
         "kernel": kernel,
-        "source_sha256": _source_sha256(kernel, launch) if kernel else None,
+        "source_sha256": sha256,
         "launch": _launch(launch) if launch else None,
         "resources": _resources(launch, device) if launch and device and device.is_gpu else None,
         "clock": clock,
@@ -192,10 +202,6 @@ def _problem(problem):
         "dtype": problem.dtype,
         "layout": problem.layout,
     }
-
-
-def _source_sha256(kernel, launch):
-    return compile.source_sha256(kernel, launch.defines if launch else ())
 
 
 def _launch(launch):

@@ -63,6 +63,11 @@ class ChunkedInference:
         self._pipeline.run(chunks, record=record)
         return np.moveaxis(y, 3, 1)
 
+    @property
+    def programs(self):
+        """The programs that were made so far: one for each stream and shape of a chunk."""
+        return tuple(made.program for made in self._programs.values())
+
     def timeline(self):
         """Return the events of the last recorded run; see `Pipeline.timeline`."""
         return self._pipeline.timeline()

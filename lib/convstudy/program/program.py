@@ -342,9 +342,14 @@ class Program:
         for launch, arrays in self._bound_beforehand:
             launch.run(self.device, arrays, False)
 
+    @property
+    def launches(self):
+        """All that it launches, beforehand and in each run."""
+        return tuple(launch for launch, _ in (*self.beforehand, *self.steps))
+
     def prepare(self):
         """Compile all that it launches."""
-        prepare((launch for launch, _ in (*self.beforehand, *self.steps)), self.device)
+        prepare(self.launches, self.device)
 
     def _beside_stream(self):
         """Return a stream for what runs beside others, or None."""

@@ -42,6 +42,23 @@ def digest(record):
     return hashlib.sha256(_canonical(rest).encode()).hexdigest()
 
 
+def sources_sha256(words, sha256):
+    """Return one hash of the sources of several kernels, by which a record knows them.
+
+    Parameters
+    ----------
+    words : str
+        Kernels, each with the macros that it was asked by: ``a_kernel another+STREAM``.
+    sha256 : callable
+        ``sha256(kernel, defines) -> str``, of one.
+    """
+    hashes = []
+    for word in words.split():
+        kernel, *asked = word.split("+")
+        hashes.append(sha256(kernel, tuple((name, 1) for name in asked)))
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
 def _canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -5,7 +5,7 @@ import warnings
 
 from convstudy import paths
 from convstudy.records import statistics
-from convstudy.records.record import RecordError, load, read
+from convstudy.records.record import RecordError, load, read, sources_sha256
 
 _COLUMNS = (
     *("machine", "record", "commit", "case", "kernel", "clock", "cache", "transfers", "status"),
@@ -101,7 +101,8 @@ def table(suite, of=None, current_sha256=None):
         Slugs; all machines where it is left out.
     current_sha256 : callable, optional
         ``current_sha256(kernel, defines) -> str``, the hash of a kernel's source as it is now. A
-        row of another hash is stale: its kernel has changed since it was measured.
+        row of another hash is stale: its kernel, or one of those that it names, has changed since
+        it was measured.
 
     Returns
     -------
@@ -151,7 +152,11 @@ def _stale(result, current_sha256):
         return False
     defines = tuple((result["launch"] or {}).get("defines", {}).items())
     try:
-        return current_sha256(result["kernel"], defines) != result["source_sha256"]
+        if result["kernel"] is None:
+            current = sources_sha256(result["values"].get("kernels", ""), current_sha256)
+        else:
+            current = current_sha256(result["kernel"], defines)
+        return current != result["source_sha256"]
     except ValueError:  # the kernel is no more
         return True
 

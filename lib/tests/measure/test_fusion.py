@@ -54,4 +54,7 @@ def test_parts_are_timed_apart_and_together_are_the_whole(network, monkeypatch):
     assert all("maxpool" in step for step in launched["pooling"])
     by_name = {row["labels"]["function"]: row["values"]["launches"] for row in rows}
     assert by_name["network"] == len(whole)
+    kernels = {row["labels"]["function"]: row["values"]["kernels"].split() for row in rows}
+    assert [name.split("_")[0] for name in kernels["pooling"]] == ["maxpool"]
+    assert set(kernels["pooling"]) < set(kernels["network"])
     assert by_name["pooling"] == len(launched["pooling"]) == 4

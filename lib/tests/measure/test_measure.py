@@ -495,6 +495,23 @@ def test_a_result_of_a_launch_says_what_ran():
     assert row["problem"]["padding"] == [1, 1]
 
 
+def test_a_result_of_many_launches_names_their_kernels():
+    problem = ConvProblem(1, 3, 8, 9, 4, 3, 3)
+    tiled, naive = (
+        plan(f"conv2d_fprop_{rung}", problem, EMULATOR) for rung in ("3_tiled", "1_naive")
+    )
+    asking = dataclasses.replace(tiled.main_launch, defines=(("TILE_C", 4), ("STREAM", 1)))
+    kernels = compile.words([naive, tiled, tiled, asking])
+    assert kernels == "conv2d_fprop_1_naive conv2d_fprop_3_tiled conv2d_fprop_3_tiled+STREAM"
+    given = {"clock": "event", "kernels": kernels, "values": {"bytes": 3}}
+    row = result("a", {"algorithm": ""}, [1.0], **given)
+    records.validate_result(row, "a")
+    assert row["values"] == {"bytes": 3, "kernels": kernels}
+    assert (row["kernel"], row["launch"]) == (None, None)
+    assert row["source_sha256"] == records.sources_sha256(kernels, compile.source_sha256)
+    assert result("a", {}, [1.0], kernels=None)["source_sha256"] is None
+
+
 def test_a_row_is_stale_once_its_kernel_has_changed(tmp_path, monkeypatch):
     tiny_suite.use(tmp_path, monkeypatch.setattr)
     kernel, other = "conv2d_fprop_1_naive", "conv2d_fprop_2_coalesced"
@@ -504,6 +521,7 @@ def test_a_row_is_stale_once_its_kernel_has_changed(tmp_path, monkeypatch):
         result("network", {"algorithm": kernel}, [1.0], clock="event"),
         result("launch", {"algorithm": other}, [1.0], clock="event", launch=launch),
         result("cpu", {"algorithm": "cpu-blas"}, [1.0], clock="host"),
+        result("program", {}, [1.0], clock="event", kernels=f"{other} {kernel}"),
     ]
     suite = Suite("tiny", "t", lambda options: [_case(row["case"], row) for row in rows])
     runner.run(suite, "box", say=lambda line: None)
@@ -512,19 +530,20 @@ def test_a_row_is_stale_once_its_kernel_has_changed(tmp_path, monkeypatch):
         table = records.table("tiny", ["box"], compile.source_sha256).set_index("case")
         return table["stale"].to_dict()
 
-    assert stale() == {"network": False, "launch": False, "cpu": False}
+    fresh = dict.fromkeys(("network", "launch", "cpu", "program"), False)
+    assert stale() == fresh
     kernels = shutil.copytree(paths.KERNELS, tmp_path / "kernels")
     monkeypatch.setattr(paths, "KERNELS", kernels)
     compile.source.cache_clear()
     try:
-        assert stale() == {"network": False, "launch": False, "cpu": False}
+        assert stale() == fresh
         changed = kernels / f"{kernel}.cu"
         changed.write_text(changed.read_text() + "// changed\n")
         compile.source.cache_clear()
-        assert stale() == {"network": True, "launch": False, "cpu": False}
+        assert stale() == fresh | {"network": True, "program": True}
         (kernels / f"{other}.cu").unlink()
         compile.source.cache_clear()
-        assert stale() == {"network": True, "launch": True, "cpu": False}
+        assert stale() == fresh | {"network": True, "launch": True, "program": True}
     finally:
         compile.source.cache_clear()
 

@@ -238,6 +238,8 @@ def test_sides_take_turns(precision, sides):
         if row["labels"]["function"] == "network":
             assert row["check"]["passed"]
             assert row["values"]["peak_bytes"] > 0
+        is_ours = row["labels"]["execution"] == "program"
+        assert ("kernels" in row["values"]) == (row["source_sha256"] is not None) == is_ours
 
 
 def functions_of(rows):

@@ -83,6 +83,9 @@ def check_a_gpus_jobs(job):
     }
     assert all(row["samples"][0] > 0 for rows in found.values() for row in rows)
     assert np.isfinite(found["training"][0]["values"]["loss"])
+    for what, rows in found.items():
+        named = rows[0]["values"]["kernels"].split()
+        assert ("adamw_step_1_flat" in named) == (what in ("training", "timeline"))
     for what in ("inference", "inference from the host"):
         assert found[what][0]["values"]["error"] < 0.1
     whats = [event["what"] for event in found["timeline"][0]["values"]["events"]]

@@ -2,6 +2,7 @@
 """Records: what is refused and how, what a killed run leaves, and the tables made of them."""
 
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -431,6 +432,25 @@ def test_rows_whose_kernel_has_changed_are_stale(measurements):
     # In their order, since the compiler is given them in it.
     assert ("conv2d_fprop_1_naive", (("T", 8), ("A", 1))) in asked
     assert not records.table("ladder")["stale"].any(), "nothing to compare with"
+
+
+def test_rows_of_several_kernels_are_stale_once_one_of_them_has_changed(measurements):
+    def current_sha256(kernel, defines):
+        return f"{kernel} {defines}"
+
+    words = "a_kernel another+STATISTICS+STREAM"
+    both = "a_kernel () another (('STATISTICS', 1), ('STREAM', 1))"
+    sha256 = hashlib.sha256(both.encode()).hexdigest()
+    assert records.sources_sha256(words, current_sha256) == sha256
+    whole = {"kernel": None, "launch": None, "source_sha256": sha256}
+    rows = [
+        row("fresh", values={"kernels": words}, **whole),
+        row("changed", values={"kernels": "a_kernel another"}, **whole),
+        row("nobody knows", values={}, **whole),
+    ]
+    keep(measurements, make(results=rows))
+    table = records.table("ladder", current_sha256=current_sha256).set_index("case")
+    assert table["stale"].to_dict() == {"fresh": False, "changed": True, "nobody knows": True}
 
 
 def test_a_machine_without_records_names_those_that_have(measurements):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convstudy import tolerance
+from convstudy import compile, tolerance
 from convstudy.device import array_module, devices
 from convstudy.images import load_sample
 from convstudy.measure import pytorch, pytorch_unet
@@ -56,12 +56,16 @@ def _truth(n):
 
 @dataclass
 class Side:
-    """One way to do it: ``run()``, the bytes that it takes at most, and how right it is."""
+    """One way to do it: ``run()``, the bytes that it takes at most, and how right it is.
+
+    Ours also says how many bytes were planned, and by which kernels it runs.
+    """
 
     run: Callable
     peak_bytes: int
     check: dict
     predicted_bytes: int = 0
+    kernels: str = ""
 
 
 class Contest:
@@ -145,7 +149,8 @@ class Contest:
 
     def _side(self, ours, check):
         planned = ours.program.arena_bytes + ours.program.kept_bytes
-        return Side(ours.run, ours.program.allocated_bytes, check, planned)
+        kernels = compile.words(ours.program.launches)
+        return Side(ours.run, ours.program.allocated_bytes, check, planned, kernels)
 
     def _pytorch(self, way, layout):
         def begin():
@@ -214,6 +219,7 @@ class Contest:
             cache="warm",
             transfers="excluded",
             warmup=3,
+            kernels=side.kernels,
             values=values,
             check=side.check,
             device=device,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convstudy import compile
 from convstudy.device import devices
 from convstudy.measure.graphs import alternating
 from convstudy.measure.suite import Case, Suite, numbers, result
@@ -126,6 +127,10 @@ def timed(ours, name, labels, device, repeats):
     parts = {each: _Part(ours.program, frozenset(np.flatnonzero(of == each))) for each in of}
     replays = {each: Replay(part).run for each, part in parts.items()} | {"network": ours.run}
     samples = alternating(replays, 1, device, repeats)
+    launches = {
+        each: [ours.program.steps[number][0] for number in part.chosen]
+        for each, part in parts.items()
+    } | {"network": ours.program.launches}
     return [
         result(
             f"{name}/{function}",
@@ -135,6 +140,7 @@ def timed(ours, name, labels, device, repeats):
             cache="warm",
             transfers="excluded",
             warmup=2,
+            kernels=compile.words(launches[function]),
             values={"launches": len(parts[function].chosen) if function in parts else len(of)},
             device=device,
         )

@@ -124,8 +124,7 @@ def launches(options):
             for precision in words(options["precisions"]):
                 given = network(name), shape, precision
                 for what in words(options["whats"]):
-                    program = _program(what, given, device)
-                    found += [launch for launch, _ in (*program.beforehand, *program.steps)]
+                    found += _program(what, given, device).launches
     return found
 
 

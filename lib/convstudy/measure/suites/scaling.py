@@ -130,6 +130,7 @@ def _run(session, name, labels, count, job):
                 cache="warm",
                 transfers=_transfers(job),
                 warmup=2,
+                kernels=row["values"].pop("kernels", None),
                 values=row["values"],
                 device=devices()[0] if job.processor == "gpu" else CPU,
             )
