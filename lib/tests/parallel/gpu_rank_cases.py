@@ -204,16 +204,15 @@ def norms_of_their_own_are_those_of_cores(ranks, model, cut_from):
     grid, network = Grid(ranks, model, cut_from), network_for(cut_from)
     # Of one image alone, the deepest level would have statistics of four pixels.
     backend = opened(network, grid, batch_norm="local", each=2)
-    images, masks = own_batch(grid, each=2)
+    # Of this batch no value is so near zero that another BLAS makes ReLU take it for another.
+    images, masks = own_batch(grid, seed=1, each=2)
     backend.step(images, masks, 0.0)
     cores = RankedBackend(network, grid, 2 * ranks.size, "sgd", batch_norm="local", clip=0.5)
     cores.step(images, masks, 0.0)
     state = backend.state()
     for name, array in cores.state().items():
         scale = np.abs(array).max() + 1e-3
-        # BLAS adds up in another order: of what is nearly zero, ReLU may keep what it kept not.
-        most = 2e-2 if "momentum" in name else 1e-4
-        assert np.abs(state[name] - array).max() < most * scale, name
+        assert np.abs(state[name] - array).max() < 1e-4 * scale, name
     assert len(set(ranks.exchange(bits(state)))) == 1
 
 
