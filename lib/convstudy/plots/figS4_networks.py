@@ -95,15 +95,9 @@ def compare(table):
         )
     found = pd.DataFrame(rows, columns=list(COLUMNS))
     # Two suites measured them, each in an order of its own.
-    return found.sort_values(_KEYS, key=_order, kind="stable", ignore_index=True)
-
-
-def _order(column):
-    """Return a column's values as numbers, in the order in which people read them."""
-    known = {"network": list(NETWORKS), "precision": list(PRECISIONS)}.get(column.name)
-    if column.name == "n":
-        return column
-    return column.map({value: i for i, value in enumerate(known or column.unique())})
+    places = {name: found[name].drop_duplicates() for name in _KEYS}
+    places |= {"network": NETWORKS, "precision": PRECISIONS, "n": sorted(places["n"])}
+    return labels.in_order(found, places)
 
 
 def _share(done, row):

@@ -95,6 +95,24 @@ def finished(table):
     return table[table["status"] == "ok"]
 
 
+def in_order(table, places):
+    """Return a table's rows in the order in which people read them.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    places : dict of str to iterable
+        Of each column, the first before the next, all values in their order.
+    """
+    order = pd.DataFrame(
+        {
+            name: table[name].map({value: place for place, value in enumerate(known)})
+            for name, known in places.items()
+        }
+    )
+    return table.loc[order.sort_values(list(places)).index].reset_index(drop=True)
+
+
 def record_ids(table):
     """Return the ids of the records that the rows of `table` come from."""
     return tuple(table["record"].drop_duplicates())

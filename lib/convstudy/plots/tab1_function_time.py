@@ -46,12 +46,7 @@ def functions(table):
         "rest": ["", "cpu-plain", "cpu-blas"],
         "function": [*FUNCTIONS, WHOLE],
     }
-    order = pd.DataFrame({name: done[name].map(_place(known)) for name, known in places.items()})
-    return done.loc[order.sort_values(list(places)).index, list(COLUMNS)].reset_index(drop=True)
-
-
-def _place(known):
-    return {name: place for place, name in enumerate(known)}
+    return labels.in_order(done, places)[list(COLUMNS)]
 
 
 def title(row):

@@ -67,13 +67,9 @@ def beyond():
     if found.empty:
         return _NOT_YET
     found = found[found["machine"] == found["machine"].iloc[0]]
-    batches = sorted(found["n"].unique())
-    cells = found.set_index(["work", "precision", "n"])["text"].to_dict()
-    kinds = found[["work", "precision"]].drop_duplicates().itertuples(index=False)
-    rows = [[*kind, *(cells.get((*kind, n), "") for n in batches)] for kind in kinds]
-    header = [f"On one {found['machine'].iloc[0]}", "Precision", *(f"N = {n}" for n in batches)]
     stale = any(labels.DAGGER in text for text in found["text"])
-    return _table(header, rows) + (f"\n{labels.STALE}\n" * stale)
+    title = f"On one {found['machine'].iloc[0]}"
+    return _by_batch(title, found) + (f"\n{labels.STALE}\n" * stale)
 
 
 def together():
@@ -85,21 +81,25 @@ def together():
         return _NOT_YET
     machine = table["machine"].iloc[0]
     table = table[(table["machine"] == machine) & (table["gpus"] == 2) & (table["cut"] == DATA)]
-    table = table[table["ddp_images_per_s"].notna()]
-    batches = sorted(table["images_per_gpu"].unique())
-    cells = {
-        (row["what"], row["precision"], row["images_per_gpu"]): (
-            f"{row['scaling']:.2f}× / {row['ratio_to_ddp']:.2f}×"
-        )
-        for row in table.to_dict("records")
-    }
-    kinds = dict.fromkeys(kind[:2] for kind in cells)
     rows = [
-        [f"U-Net, {what}", precision, *(cells.get((what, precision, n), "") for n in batches)]
-        for what, precision in kinds
+        (f"U-Net, {row['what']}", row["precision"], row["images_per_gpu"], _both(row))
+        for row in table[table["ddp_images_per_s"].notna()].to_dict("records")
     ]
-    header = [f"On {machine}", "Precision", *(f"N = {n} each" for n in batches)]
-    return _table(header, rows)
+    found = pd.DataFrame(rows, columns=["work", "precision", "n", "text"])
+    return _by_batch(f"On {machine}", found, " each")
+
+
+def _both(row):
+    return f"{row['scaling']:.2f}× / {row['ratio_to_ddp']:.2f}×"
+
+
+def _by_batch(title, found, each=""):
+    """Return a table of work, precision, n and text: a line for each work, a column for each n."""
+    batches = sorted(found["n"].unique())
+    cells = found.set_index(["work", "precision", "n"])["text"].to_dict()
+    kinds = found[["work", "precision"]].drop_duplicates().itertuples(index=False)
+    rows = [[*kind, *(cells.get((*kind, n), "") for n in batches)] for kind in kinds]
+    return _table([title, "Precision", *(f"N = {n}{each}" for n in batches)], rows)
 
 
 def _ratios(name, column, work):
