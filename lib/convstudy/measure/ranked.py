@@ -203,8 +203,7 @@ class _Training:
         else:
             call, settle = backend.run, self._gpus.settle
         samples = _timed(self._ranks, call, settle, self._job.repeats)
-        kernels = {} if self._device is None else _kernels(backend.program)
-        _free(backend)
+        kernels = self._close(backend)
         yield _row({"images": n, "side": "ours"}, samples, loss=losses[0], **kernels)
 
     def _open(self, n):
@@ -222,6 +221,16 @@ class _Training:
             )
         return backend, images[own], masks[own]
 
+    def _close(self, backend):
+        """Give memory back before the next batch takes its own; return `_kernels` of what ran."""
+        if self._device is None:
+            return {}
+        kernels = _kernels(backend.program)
+        backend.close()
+        if self._device.is_gpu:
+            array_module(self._device).get_default_memory_pool().free_all_blocks()
+        return kernels
+
 
 class _Timeline(_Training):
     """When each rank does what in one step."""
@@ -234,8 +243,7 @@ class _Timeline(_Training):
         every = self._ranks.exchange(backend.timeline(images, masks, _RATE))
         events = [{"gpu": rank, **event} for rank, own in enumerate(every) for event in own]
         seconds = max(event["stop_s"] for event in events)
-        kernels = {} if self._device is None else _kernels(backend.program)
-        _free(backend)
+        kernels = self._close(backend)
         yield _row({"images": n, "side": "ours"}, [seconds], events=events, **kernels)
 
 
@@ -294,7 +302,9 @@ class _Links:
 
     def __call__(self, size):
         carrier, ranks = self._carrier, self._ranks
-        array = self._numbers[: size // 4]
+        # As much as the largest size needs: it is given out again for the next.
+        room = carrier.room(max(self._job.images) // 4)
+        array = self._zeros(size // 4) if room is None else room[: size // 4]
 
         def ping_pong():
             if ranks.rank == 0:
@@ -312,17 +322,12 @@ class _Links:
             samples = _timed(ranks, call, carrier.settle, self._job.repeats)
             labels = {"what": what, "bytes": size, "side": side}
             yield _row(labels, [each / times for each in samples])
+        carrier.give_back(room)
 
-    @functools.cached_property
-    def _numbers(self):
-        """As many as the largest size has, where the all-reduce is fastest."""
-        count = max(self._job.images) // 4
+    def _zeros(self, count):
         if self._job.processor == "cpu":
             return np.zeros(count, np.float32)
-        room = self._carrier.room(count)
-        if room is None:
-            return array_module(self._carrier.device).zeros(count, np.float32)
-        return room
+        return array_module(self._carrier.device).zeros(count, np.float32)
 
 
 class _Beside:
@@ -416,13 +421,6 @@ def _kernels(*programs):
     """Return what a record is told of what programs launch."""
     launches = (launch for program in programs for launch in program.launches)
     return {"kernels": compile.words(launches)}
-
-
-def _free(backend):
-    """Give a GPU's memory back before the next batch takes its own."""
-    if getattr(backend, "device", None) is not None and backend.device.is_gpu:
-        backend.close()
-        array_module(backend.device).get_default_memory_pool().free_all_blocks()
 
 
 def _stay_on_core(rank):

@@ -249,9 +249,8 @@ _INFERENCES = {
 def _of_programs(where):
     for name, (bilinear, precision, *rule) in _TRAININGS.items():
         step = Step(_network(bilinear), _SHAPE, precision, *rule, where)
-        launches = tuple(launch for launch, _ in step.program.steps)
         run = functools.partial(_check_training, bilinear, precision, rule, where)
-        yield Case(name, launches, run)
+        yield Case(name, step.program.launches, run)
     for name, (bilinear, precision) in _INFERENCES.items():
         # To plan it is to allocate it.
         yield Case(name, (), functools.partial(_check_inference, bilinear, precision, where))

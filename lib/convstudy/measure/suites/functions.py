@@ -24,7 +24,13 @@ def cases(options):
     """Yield a case for each way of executing the network, for one image."""
     yield _on_cpu("cpu-plain", PlainOps, options["plain_repeats"], 1)
     yield _on_cpu("cpu-blas", BlasOps, options["repeats"], threads())
-    yield _pytorch(options["repeats"])
+    yield _case(
+        "pytorch-cpu",
+        lambda: TorchOps(threads=threads()),
+        options["repeats"],
+        threads=threads(),
+        skip=pytorch.why_not(),
+    )
     for rest, make in (("cpu-plain", PlainOps), ("cpu-blas", BlasOps)):
         repeats = options["plain_repeats"] if rest == "cpu-plain" else options["repeats"]
         yield _case(
@@ -54,8 +60,8 @@ def _on_cpu(execution, make, repeats, threads):
     return Case(execution, run, labels)
 
 
-def _case(execution, make, repeats, algorithm, rest="", skip=None):
-    labels = _labels(execution, algorithm, rest)
+def _case(execution, make, repeats, algorithm="", rest="", threads=0, skip=None):
+    labels = _labels(execution, algorithm, rest, threads)
     name = "/".join(part for part in (execution, algorithm, rest) if part)
     return Case(name, lambda: pieces(name, labels, make(), unet_work(1), repeats), labels, skip)
 
@@ -68,17 +74,6 @@ def _labels(execution, algorithm="", rest="", threads=0):
         "n": 1,
         "threads": threads,
     }
-
-
-def _pytorch(repeats):
-    """Return the case that times PyTorch on as many threads as BLAS has."""
-    labels = _labels("pytorch-cpu", threads=threads())
-
-    def run():
-        ops = TorchOps(threads=labels["threads"])
-        return pieces("pytorch-cpu", labels, ops, unet_work(1), repeats)
-
-    return Case("pytorch-cpu", run, labels, pytorch.why_not())
 
 
 SUITE = Suite(
