@@ -132,12 +132,13 @@ def _panel(axes, part, intensities):
     for which, rows in part.groupby("pass", sort=False):
         color, marker = _LINES[which]
         axes.plot(rows["intensity"], rows["tflops"], marker, color=color, markersize=3, label=which)
+    ends = 0.7 * intensities.min(), 1.5 * intensities.max()
     for first in part[:1].to_dict("records"):
-        x = np.geomspace(0.7 * intensities.min(), 1.5 * intensities.max(), 50)
-        fed = x * first["bytes_per_s"] / 1e12
-        axes.plot(x, np.fmin(fed, first["peak_tflops"]), color="#666666", lw=0.8)
-        if first["precision"] == "fp32":
-            axes.plot(x, np.fmin(fed, first["units_tflops"]), ":", color="#666666", lw=0.8)
+        fed = first["bytes_per_s"] / 1e12
+        for limit, line in ((first["peak_tflops"], "-"), (first["units_tflops"], ":")):
+            if limit > 0:
+                x = np.array([ends[0], np.clip(limit / fed, *ends), ends[1]])
+                axes.plot(x, np.fmin(x * fed, limit), line, color="#666666", lw=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
