@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from convstudy.compile import Launch, source_sha256
-from convstudy.conv import cpu, direct, gemm, halo, hopper, tuned, windows
+from convstudy.conv import cpu, direct, gemm, gemv, halo, hopper, tuned, windows
 from convstudy.conv.epilogue import PLAIN, Epilogue, fits
 from convstudy.device import CPU, EMULATOR, check_device
 from convstudy.problem import ConvProblem
@@ -285,6 +285,7 @@ def _row(family, kernel, idea):
 
 _gemm = functools.partial(_row, gemm)
 _direct = functools.partial(_row, direct)
+_gemv = functools.partial(_row, gemv)
 _hopper = functools.partial(_row, hopper)
 _halo = functools.partial(_row, halo)
 _windows = functools.partial(_row, windows)
@@ -362,6 +363,7 @@ _ROWS = (
     _halo("conv2d_fprop_11_halo", "patches with their halo, once for all taps"),
     _halo("conv2d_dgrad_11_halo", "patches with their halo, back to the input"),
     _windows("conv2d_wgrad_11_halo", "windows with their halo, back to the filters"),
+    _gemv("conv2d_fprop_12_gemv", "few pixels: each weight is read once, straight to registers"),
 )
 
 ALGORITHMS = {row.id: row for row in _ROWS}
@@ -471,9 +473,9 @@ def _able(problem, device, which, epilogue=PLAIN):
 
 def _estimated(rows, problem, device):
     """Return the id that is taken where nothing was tuned, and how it was found."""
-    if rows[-1].cost is None:
-        return rows[-1].id, "the last rung that takes it"
     costly = [row for row in reversed(rows) if row.cost]
+    if not costly:
+        return rows[-1].id, "the last rung that takes it"
     return min(costly, key=lambda row: row.cost(problem, device)).id, "estimated"
 
 
@@ -498,8 +500,8 @@ def choose(problem, device, which="fprop", epilogue=PLAIN):
     """Return the id of the algorithm that "auto" takes.
 
     It is the one that was found fastest for this problem on GPUs of this name (suite "tuning"),
-    unless its source has changed since. Where there is no such record, it is the last row that
-    does not refuse; or, where that row and others say what they cost, the one that costs least.
+    unless its source has changed since. Where there is no such record, it is, of the rows that do
+    not refuse, the one that says it costs least; or, where none says, the last.
     """
     return _chosen(problem, device, which, epilogue)[0]
 

@@ -54,6 +54,7 @@ ALGORITHMS = {
     "conv2d_fprop_9_direct": Look("9 direct, few channels", "#999933", "X", "//"),
     "conv2d_fprop_10_wgmma": Look("10 warpgroups and TMA", "#117733", "8", "\\\\"),
     "conv2d_fprop_11_halo": Look("11 patches with halo", "#88ccee", "H", ".."),
+    "conv2d_fprop_12_gemv": Look("12 few pixels", "#661100", "x", "||"),
     "cudnn": Look("cuDNN", PURPLE, "*", "--"),
     "pytorch-cpu": Look("PyTorch, CPU", SKY, "P", "++"),
 }

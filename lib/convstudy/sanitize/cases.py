@@ -40,13 +40,16 @@ from convstudy.train import loss_nhwc
 from convstudy.train.losses import cross_entropy_dice
 
 # Images that follow each other, tiles that are not full, sums that are split, strides, vectors of
-# one and of several numbers; and for kernels that take lines of channels, the same in lines.
+# one and of several numbers; for kernels that take lines of channels, the same in lines; and few
+# pixels, for the one that takes no more.
 PROBLEMS = (
     ConvProblem(2, 3, 9, 21, 5, 3, 3, padding=(1, 1)),
     ConvProblem(1, 160, 4, 5, 72, 3, 3, padding=(1, 1)),
     ConvProblem(1, 4, 9, 22, 68, 5, 3, (2, 2), (2, 1)),
     ConvProblem(2, 64, 9, 13, 64, 3, 3, padding=(1, 1)),
     ConvProblem(1, 512, 5, 7, 128, 3, 3, padding=(1, 1)),
+    ConvProblem(1, 72, 1, 5, 37, 1, 1),
+    ConvProblem(2, 33, 2, 2, 6, 1, 1),
 )
 # How many of them each kernel computes in each precision.
 _EACH = 3
