@@ -7,10 +7,11 @@ import types
 
 import numpy as np
 import pytest
+from chips import H200
 
 from convstudy import cli, compile, device
 from convstudy.conv.algorithm import ALGORITHMS
-from convstudy.device import EMULATOR, Device
+from convstudy.device import EMULATOR
 from convstudy.nn.cuda import KERNELS
 from convstudy.nn.reference import ReferenceOps
 from convstudy.nn.tape import TapeOps
@@ -18,8 +19,6 @@ from convstudy.sanitize import cases as all_cases
 from convstudy.sanitize import tools as sanitize
 from convstudy.sanitize.cases import Case
 from convstudy.train.losses import cross_entropy_dice
-
-H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20)
 
 
 def test_every_kernel_is_among_the_cases_in_every_precision_that_it_has_code_for():

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from chips import ONE_SM
 from problems import UNET_PROBLEMS, random_arrays
 from test_gemm import ALL, PASSES, check, gradient, of, operands, run_kernel
 
@@ -33,8 +34,6 @@ EDGES = {
     "a pixel": ConvProblem(1, 3, 1, 1, 64, 3, 3, padding=(1, 1)),
 }
 PROBLEMS = {**FEW, **EDGES}
-# Each block then goes over many tiles, or lines.
-ONE_SM = dataclasses.replace(EMULATOR, sm_count=1, name="one multiprocessor")
 
 
 @pytest.mark.parametrize("where", [EMULATOR, ONE_SM], ids=["many", "one"])

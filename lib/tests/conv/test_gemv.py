@@ -5,17 +5,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from chips import H200
 from problems import random_arrays
 from test_gemm import check, gradient, of, run_kernel
 
 from convstudy import device
 from convstudy.conv import algorithm, gemv
 from convstudy.conv.epilogue import Epilogue, Source
-from convstudy.device import EMULATOR, Device
+from convstudy.device import EMULATOR
 from convstudy.problem import ConvProblem
 
 KERNEL = "conv2d_fprop_12_gemv"
-H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20)
 # Channels of no whole vector, fewer than lanes, more than a round of them; filters left over.
 PROBLEMS = {
     "one of each": ConvProblem(1, 1, 1, 1, 1, 1, 1),

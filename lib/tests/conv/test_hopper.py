@@ -5,19 +5,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from chips import H200, ONE_SM
 from problems import UNET_PROBLEMS
 from test_gemm import PASSES, check, of
 
 from convstudy import compile, device, emulator, tolerance
 from convstudy.conv import algorithm, gemm, halo, hopper, reference, windows
 from convstudy.conv.epilogue import Epilogue, Source
-from convstudy.device import EMULATOR, Device
+from convstudy.device import EMULATOR
 from convstudy.measure.suites.network import unet
 from convstudy.problem import ConvProblem
 
-H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20)
-# There a block takes tile after tile; on the emulator's own 132, it takes one.
-ONE_SM = dataclasses.replace(EMULATOR, sm_count=1, name="one multiprocessor")
 KERNELS = [row.id for row in algorithm.ALGORITHMS.values() if row.id.endswith(("_wgmma", "_halo"))]
 PRECISIONS = ("fp32", "tf32", "bf16")
 # Channels in whole lines; tiles that are not full, rows of tiles that wrap, images that follow.

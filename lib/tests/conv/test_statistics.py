@@ -6,6 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from chips import ONE_SM
 
 from convstudy import compile as compiler
 from convstudy import emulator, paths, tolerance
@@ -16,8 +17,6 @@ from convstudy.device import EMULATOR, array_module, devices
 from convstudy.problem import ConvProblem
 
 STATISTICS = Epilogue(statistics=True)
-# There a block takes tile after tile, and its watchers see what it wrote meanwhile.
-ONE_SM = dataclasses.replace(EMULATOR, sm_count=1, name="one multiprocessor")
 CHOICES = {
     "conv2d_fprop_10_wgmma": [hopper.Choice(tile) for tile in hopper._TILES_WHOLE],
     "conv2d_fprop_11_halo": [halo.Choice(64), halo.Choice(128)],

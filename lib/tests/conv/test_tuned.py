@@ -5,9 +5,9 @@ import dataclasses
 import re
 
 import pytest
+from chips import H200
 from recorded import make, signed
 from test_gemm import of
-from test_hopper import H200
 
 from convstudy import paths, records
 from convstudy.conv import algorithm, tuned

@@ -8,16 +8,15 @@ import time
 
 import numpy as np
 import pytest
+from chips import A30, H200
 from ptx import bound, ptx
 
 from convstudy import compile, device
-from convstudy.device import EMULATOR, Device
+from convstudy.device import EMULATOR
 from convstudy.measure import memory
 
 SMALL = dataclasses.replace(EMULATOR, sm_count=2, l2_bytes=2**18)
 SIZES = {"L1": None, "L2": 3 * 2**17, "device": 5 * 2**17}
-H200 = Device("gpu", "an H200", 0, (9, 0), 132, 227 * 2**10, 60 * 2**20, 141 * 2**30)
-A30 = Device("gpu", "an A30", 0, (8, 0), 56, 163 * 2**10, 24 * 2**20, 24 * 2**30)
 
 
 def small_latency(space, rounds=5):

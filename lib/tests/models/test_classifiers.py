@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from chips import A30, H200
 from originals import torch_resnet, torch_vgg16
 
 from convstudy import tolerance
 from convstudy.conv.algorithm import choose, kernels_for, plan
-from convstudy.device import EMULATOR, Device, devices
+from convstudy.device import EMULATOR, devices
 from convstudy.models.network import Network
 from convstudy.models.resnet import ResNet
 from convstudy.models.vgg import VGG16
@@ -371,11 +372,7 @@ def test_kernels_on_the_gpu_agree_with_float64(name, n, h, w, rng):
 
 # ---- the registry
 
-GPUS = (
-    Device("gpu", "an A30", 0, (8, 0), 56, 163 * 1024, 24 * 2**20),
-    Device("gpu", "an H200", 0, (9, 0), 132, 227 * 1024, 60 * 2**20),
-    EMULATOR,
-)
+GPUS = A30, H200, EMULATOR
 PRECISIONS = (("fp32", "float32"), ("tf32", "float32"), ("bf16", "bfloat16"))
 
 
