@@ -142,7 +142,7 @@ def _toolchain():
 def runtime():
     """Return the path of the compiled scheduler and checker, which every kernel links with."""
     command, toolchain = _toolchain()
-    options = (*_COMMON, "-O2", "-shared", "-pthread")
+    options = (*_COMMON, "-O3", "-shared", "-pthread")
 
     def make(built):
         sources = [str(HERE / name) for name in _RUNTIME]

@@ -41,4 +41,33 @@ inline float towards_zero(double x) {
     return as_float(as_bits(near) - (std::fabs(double(near)) > std::fabs(x)));
 }
 
+// Rows of what one warp computes at a time.
+constexpr int ROWS = 16;
+// What one register holds: wider ones g++ 12 moves to the stack and back between two operations.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 8;
+#elif defined(__AVX__)
+constexpr int WIDTH = 4;
+#else
+constexpr int WIDTH = 2;
+#endif
+typedef double Doubles __attribute__((vector_size(WIDTH * sizeof(double)), aligned(8)));
+
+// d += a b, for `columns` columns, TOGETHER at a time. d lies by rows, a and b by depth.
+template <int TOGETHER>
+inline void multiply_add(double* d, const double* a, const double* b, int depth, int columns) {
+    constexpr int VECTORS = TOGETHER / WIDTH;
+    for (int column = 0; column < columns; column += TOGETHER)
+        for (int row = 0; row < ROWS; row++) {
+            auto* sums = reinterpret_cast<Doubles*>(d + row * columns + column);
+            Doubles sum[VECTORS];
+            for (int i = 0; i < VECTORS; i++) sum[i] = sums[i];
+            for (int k = 0; k < depth; k++) {
+                const auto* factors = reinterpret_cast<const Doubles*>(b + k * columns + column);
+                for (int i = 0; i < VECTORS; i++) sum[i] += a[k * ROWS + row] * factors[i];
+            }
+            for (int i = 0; i < VECTORS; i++) sums[i] = sum[i];
+        }
+}
+
 }  // namespace emu

@@ -123,6 +123,16 @@ Index unflatten(uint32_t number, const uint32_t (&size)[3]) {
 // ---- waiting ------------------------------------------------------------------------------------
 void to_scheduler() { switch_to(worker->current->context, worker->scheduler); }
 
+// To the lane that the scheduler would choose, if that is the next one: half as many switches.
+void to_next_lane() {
+    Fiber &here = *worker->current, &next = *(worker->current + 1);
+    const uint32_t number = here.number + 1;
+    if (number % WARP == 0 || number >= worker->threads || next.state != READY)
+        return to_scheduler();
+    worker->current = &next;
+    switch_to(here.context, next.context);
+}
+
 void fiber_main() {
     for (;;) {
         worker->launch->call(worker->launch->arguments);
@@ -149,7 +159,7 @@ uint64_t wait_for_warp(uint32_t mask, int line, uint64_t value, uint32_t source,
     f.source = source;
     f.action = action;
     f.state = IN_WARP;
-    to_scheduler();
+    to_next_lane();
     return f.result;
 }
 

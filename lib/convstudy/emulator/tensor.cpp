@@ -16,27 +16,27 @@ struct Operands {
 
 template <class Word>
 void multiply(void* const* lanes) {
-    constexpr int NUMBERS = Word::NUMBERS, DEPTH = 8 * NUMBERS;
-    float a[16][DEPTH], b[DEPTH][8];
-    const auto of = [&](int lane) { return *static_cast<const Operands*>(lanes[lane]); };
+    constexpr int NUMBERS = Word::NUMBERS, DEPTH = 8 * NUMBERS, COLUMNS = 8;
+    double a[DEPTH * ROWS], b[DEPTH * COLUMNS], d[ROWS * COLUMNS];
+    const auto at = [&](int lane, int i) -> double& {
+        return d[(lane / 4 + i / 2 * 8) * COLUMNS + 2 * (lane % 4) + i % 2];
+    };
     for (int lane = 0; lane < int(WARP); lane++) {
         if (!lanes[lane]) return;  // undefined where a lane has exited: nothing is written
+        const Operands& own = *static_cast<const Operands*>(lanes[lane]);
         const int g = lane / 4, t = lane % 4;
         for (int k = 0; k < NUMBERS; k++) {
             const auto depth = [&](int half) { return (t + 4 * half) * NUMBERS + k; };
             for (int i = 0; i < 4; i++)
-                a[g + i % 2 * 8][depth(i / 2)] = Word::number(of(lane).a[i], k);
-            for (int i = 0; i < 2; i++) b[depth(i)][g] = Word::number(of(lane).b[i], k);
+                a[depth(i / 2) * ROWS + g + i % 2 * 8] = Word::number(own.a[i], k);
+            for (int i = 0; i < 2; i++) b[depth(i) * COLUMNS + g] = Word::number(own.b[i], k);
         }
+        for (int i = 0; i < 4; i++) at(lane, i) = own.d[i];
     }
+    multiply_add<COLUMNS>(d, a, b, DEPTH, COLUMNS);
     for (int lane = 0; lane < int(WARP); lane++)
-        for (int i = 0; i < 4; i++) {
-            float& d = of(lane).d[i];
-            double sum = d;
-            for (int k = 0; k < DEPTH; k++)
-                sum += double(a[lane / 4 + i / 2 * 8][k]) * b[k][2 * (lane % 4) + i % 2];
-            d = towards_zero(sum);
-        }
+        for (int i = 0; i < 4; i++)
+            static_cast<const Operands*>(lanes[lane])->d[i] = towards_zero(at(lane, i));
 }
 
 struct Rows {

@@ -11,10 +11,7 @@ namespace emu {
 
 namespace {
 
-constexpr int ROWS = 16, GROUP_ROWS = 64;  // of a warp's part, and of all
-constexpr int MOST_COLUMNS = 256;
-typedef double Doubles __attribute__((vector_size(64), aligned(8)));
-constexpr int WIDTH = sizeof(Doubles) / sizeof(double);
+constexpr int GROUP_ROWS = 64, MOST_COLUMNS = 256;
 
 // Lays out `size` lines or columns from `first` on, by depth: element (k, m) is at k * pitch + m.
 template <class Word>
@@ -51,18 +48,7 @@ void multiply(const Product& p) {
     };
     for (int lane = 0; lane < int(WARP); lane++)
         for (int i = 0; i < p.columns / 2; i++) at(lane, i) = p.add ? p.d[lane][i] : 0.0f;
-    constexpr int ONCE = 4;
-    for (int column = 0; column < p.columns; column += ONCE * WIDTH)
-        for (int row = 0; row < ROWS; row++) {
-            auto* sums = reinterpret_cast<Doubles*>(d + row * p.columns + column);
-            Doubles sum[ONCE];
-            for (int i = 0; i < ONCE; i++) sum[i] = sums[i];
-            for (int k = 0; k < DEPTH; k++) {
-                const auto* factors = reinterpret_cast<const Doubles*>(b + k * p.columns + column);
-                for (int i = 0; i < ONCE; i++) sum[i] += a[k * ROWS + row] * factors[i];
-            }
-            for (int i = 0; i < ONCE; i++) sums[i] = sum[i];
-        }
+    multiply_add<32>(d, a, b, DEPTH, p.columns);
     for (int lane = 0; lane < int(WARP); lane++)
         for (int i = 0; i < p.columns / 2; i++) p.d[lane][i] = towards_zero(at(lane, i));
 }
