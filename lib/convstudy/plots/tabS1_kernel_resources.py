@@ -4,9 +4,11 @@
 import hashlib
 import itertools
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +22,9 @@ ARCHITECTURES = ("sm_80", "sm_90")
 # With the defines that choose each; a kernel has the one or the other.
 _DTYPES = {"float32": (), "bfloat16": (("BF16", 1),)}
 _TOGETHER = 2
-# Rarely, the assembler gives a kernel that may have more registers than this others than it does as
-# a rule, of the same text (254 for 196): two of three tell what it gives.
+# What the assembler makes of a large kernel depends a little on where its process has its memory.
+# So each is compiled by a process that has done nothing else; and where there may be more registers
+# than this, by two or three: one text has been given 196, and once in a while 254.
 _SURE = 168
 
 
@@ -56,19 +59,8 @@ def _takes_bf16(kernel):
 
 def _compiled(cases):
     files = dict(zip(cases, map(_file, cases), strict=True))
-    missing = [case for case, file in files.items() if not file.exists()]
-    # A process each: what the assembler makes of a large kernel depends a little on what the same
-    # process compiled before. They come from one that has imported all of this, and compiled none.
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(_TOGETHER, mp_context=fresh, max_tasks_per_child=1) as pool:
-        said = {case: [row] for case, row in zip(missing, pool.map(_row, missing), strict=True)}
-        unsure = [case for case in missing if said[case][0]["registers"] > _SURE]
-        for _ in range(2):
-            for case, row in zip(unsure, pool.map(_row, unsure), strict=True):
-                said[case].append(row)
-    for case, rows in said.items():
-        _keep(files[case], max(rows, key=rows.count))
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        list(pool.map(_keep, *zip(*files.items(), strict=True)))
     return [json.loads(file.read_text()) for file in files.values()]
 
 
@@ -80,24 +72,39 @@ def _file(case):
     return paths.BUILD / "resources" / f"{kernel}-{digest}.json"
 
 
-def _row(case):
-    kernel, dtype, arch = case
-    cubin = compile.cubin(kernel, arch, _DTYPES[dtype])
-    return {
-        "kernel": kernel,
-        "dtype": dtype,
-        "arch": arch,
-        "registers": cubin.registers,
-        "static_shared_bytes": cubin.shared_bytes,
-        "spill_bytes": cubin.spill_bytes,
-    }
-
-
-def _keep(file, row):
+def _keep(case, file):
+    if file.exists():
+        return
+    said = [_occupied(case, 0)]
+    if said[0][0] > _SURE:
+        said.append(_occupied(case, 1))
+        if said[0] != said[1]:
+            said.append(_occupied(case, 2))
+    registers, shared_bytes, spill_bytes = max(said, key=said.count)
+    row = dict(zip(("kernel", "dtype", "arch"), case, strict=True))
+    row |= {"registers": registers, "static_shared_bytes": shared_bytes}
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as kept:
-        json.dump(row, kept)
+        json.dump(row | {"spill_bytes": spill_bytes}, kept)
     Path(kept.name).rename(file)
+
+
+def _occupied(case, attempt):
+    """Return what the compiler says: registers, bytes of static shared memory, bytes spilled."""
+    kernel, dtype, arch = case
+    script = (
+        f"from convstudy import compile\n"
+        f"cubin = compile.cubin({kernel!r}, {arch!r}, {_DTYPES[dtype]!r})\n"
+        f"print(cubin.registers, cubin.shared_bytes, cubin.spill_bytes)"
+    )
+    alone = subprocess.run(
+        (sys.executable, "-c", script),
+        env=os.environ | {"PYTHONHASHSEED": str(attempt)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return tuple(map(int, alone.stdout.split()))
 
 
 def display(table):
