@@ -183,19 +183,26 @@ def choices(kernel, problem, device):
     ]
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the `Choice` that costs least."""
-    return min(
-        choices(kernel, problem, device),
-        key=lambda choice: estimate(kernel, problem, device, choice),
-    )
-
-
 def estimate(kernel, problem, device, choice):
     """Estimate the cycles of a choice."""
     needed, family = product(_pass(kernel), problem), _family(kernel, problem.precision)
     return _cost(needed, family, *choice, device)
+
+
+def cheapest(choices, estimate):
+    """Return ``best(kernel, problem, device)`` of a family: the choice estimated to cost least."""
+
+    @functools.cache
+    def best(kernel, problem, device):
+        return min(
+            choices(kernel, problem, device),
+            key=lambda choice: estimate(kernel, problem, device, choice),
+        )
+
+    return best
+
+
+best = cheapest(choices, estimate)
 
 
 def _cost(needed, family, tile, splits, device):

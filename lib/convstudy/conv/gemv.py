@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """How a matrix times a few vectors is cut: filters of 1 x 1 on so few pixels, as linear layers."""
 
-import functools
 import math
 from typing import NamedTuple
 
 from convstudy.compile import Launch
+from convstudy.conv import gemm
 from convstudy.conv.epilogue import PLAIN, Epilogue
 
 # Beyond, multiply-adds take longer than the weights that they use.
@@ -52,15 +52,6 @@ def choices(kernel, problem, device):
     return [Choice(filters, warps) for filters in (1, 2, 4) for warps in (4, 8)]
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the `Choice` that is estimated to take least."""
-    return min(
-        choices(kernel, problem, device),
-        key=lambda choice: estimate(kernel, problem, device, choice),
-    )
-
-
 def estimate(kernel, problem, device, choice):
     """Estimate the cycles of a choice, to tell which to try.
 
@@ -75,6 +66,9 @@ def estimate(kernel, problem, device, choice):
     once = 32 * choice.warps * (_UNDER_WAY // choice.filters)
     full = math.ceil(vectors / once) * once / vectors
     return 3000 + p.k * p.c * p.itemsize / (18 * device.sm_count) * rounds * math.sqrt(full)
+
+
+best = gemm.cheapest(choices, estimate)
 
 
 def takes_epilogue(kernel, epilogue):

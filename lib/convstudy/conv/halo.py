@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """How rung 11 is cut: patches of pixels with their halo, and filters tile by tile."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -63,15 +62,6 @@ def choices(kernel, problem, device):
     return [Choice(n) for n in _COLUMNS if _stages(problem, n) >= _FEWEST_STAGES]
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the `Choice` that costs least."""
-    return min(
-        choices(kernel, problem, device),
-        key=lambda choice: estimate(kernel, problem, device, choice),
-    )
-
-
 def cost(kernel, problem, device):
     """Estimate the cycles of the best choice."""
     return estimate(kernel, problem, device, best(kernel, problem, device))
@@ -104,6 +94,9 @@ def estimate(kernel, problem, device, choice):
     if which == "dgrad" and problem.itemsize == 4:
         cycles += 5700 + 8 * problem.k * problem.terms / 1100
     return 0.93 * cycles
+
+
+best = gemm.cheapest(choices, estimate)
 
 
 def takes_epilogue(kernel, epilogue):

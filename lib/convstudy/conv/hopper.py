@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """How rung 10's matrix products are cut, what the TMA brings, and what is made ready before."""
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -169,19 +168,6 @@ def supports(kernel, problem, device):
     return True, ""
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the `Choice` that costs least, of those that share no sums evenly.
-
-    What these cost has not been fitted to timings: they are taken where tuning has found them
-    fastest.
-    """
-    return min(
-        (choice for choice in choices(kernel, problem, device) if choice.rounds is None),
-        key=lambda choice: estimate(kernel, problem, device, choice),
-    )
-
-
 def choices(kernel, problem, device):
     """Return all `Choice` worth a try."""
     which, terms = _which(kernel), _terms(problem)
@@ -253,6 +239,18 @@ def estimate(kernel, problem, device, choice):
     if made := _bytes_made_ready(which, problem, tile, terms):
         cycles += 5700 + made / 1100
     return cycles
+
+
+def _unshared(kernel, problem, device):
+    """Return the choices that share no sums evenly.
+
+    What the others cost has not been fitted to timings: they are taken where tuning has found them
+    fastest.
+    """
+    return (choice for choice in choices(kernel, problem, device) if choice.rounds is None)
+
+
+best = gemm.cheapest(_unshared, estimate)
 
 
 def _bytes_made_ready(which, problem, tile, terms):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """How rung 11 is cut backwards to the filters: taps and channels, filters, and runs of pixels."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -113,15 +112,6 @@ def choices(kernel, problem, device):
     return found
 
 
-@functools.cache
-def best(kernel, problem, device):
-    """Return the `Choice` that costs least."""
-    return min(
-        choices(kernel, problem, device),
-        key=lambda choice: estimate(kernel, problem, device, choice),
-    )
-
-
 def cost(kernel, problem, device):
     """Estimate the cycles of the best choice."""
     return estimate(kernel, problem, device, best(kernel, problem, device))
@@ -146,6 +136,9 @@ def estimate(kernel, problem, device, choice):
 def _has_parts(problem, choice):
     # Blocks write float32.
     return choice.splits > 1 or problem.dtype == "bfloat16"
+
+
+best = gemm.cheapest(choices, estimate)
 
 
 def takes_epilogue(kernel, epilogue):

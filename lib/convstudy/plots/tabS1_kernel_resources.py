@@ -76,21 +76,19 @@ def _keep(case, file):
     if file.exists():
         return
     said = [_occupied(case, 0)]
-    if said[0][0] > _SURE:
+    if said[0]["registers"] > _SURE:
         said.append(_occupied(case, 1))
         if said[0] != said[1]:
             said.append(_occupied(case, 2))
-    registers, shared_bytes, spill_bytes = max(said, key=said.count)
-    row = dict(zip(("kernel", "dtype", "arch"), case, strict=True))
-    row |= {"registers": registers, "static_shared_bytes": shared_bytes}
+    row = dict(zip(("kernel", "dtype", "arch"), case, strict=True)) | max(said, key=said.count)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as kept:
-        json.dump(row | {"spill_bytes": spill_bytes}, kept)
+        json.dump(row, kept)
     Path(kept.name).rename(file)
 
 
 def _occupied(case, attempt):
-    """Return what the compiler says: registers, bytes of static shared memory, bytes spilled."""
+    """Return what the compiler says of a case: its row's numbers."""
     kernel, dtype, arch = case
     script = (
         f"from convstudy import compile\n"
@@ -104,7 +102,8 @@ def _occupied(case, attempt):
         text=True,
         check=True,
     )
-    return tuple(map(int, alone.stdout.split()))
+    names = "registers", "static_shared_bytes", "spill_bytes"
+    return dict(zip(names, map(int, alone.stdout.split()), strict=True))
 
 
 def display(table):

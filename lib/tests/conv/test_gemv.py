@@ -34,13 +34,17 @@ def test_kernel_on_the_emulator_agrees_with_float64(title, precision, rng):
     check(KERNEL, PROBLEMS[title], precision, EMULATOR, rng)
 
 
+def check_choice(problem, precision, where, choice, rng, monkeypatch):
+    planned = gemv.plan(KERNEL, of(problem, precision), where, choice)
+    monkeypatch.setattr("convstudy.conv.api.plan", lambda *_: planned)
+    check(KERNEL, problem, precision, where, rng)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("choice", gemv.choices(KERNEL, None, None), ids=str)
 def test_choices_give_the_right_result(choice, precision, rng, monkeypatch):
     problem = PROBLEMS["more filters than a block's"]
-    planned = gemv.plan(KERNEL, of(problem, precision), EMULATOR, choice)
-    monkeypatch.setattr("convstudy.conv.api.plan", lambda *_: planned)
-    check(KERNEL, problem, precision, EMULATOR, rng)
+    check_choice(problem, precision, EMULATOR, choice, rng, monkeypatch)
 
 
 @pytest.mark.gpu
@@ -49,10 +53,7 @@ def test_choices_give_the_right_result(choice, precision, rng, monkeypatch):
 @pytest.mark.parametrize("title", [*PROBLEMS, "VGG-16's second linear layer"])
 def test_kernel_on_the_gpu_agrees_with_float64(title, choice, precision, rng, monkeypatch):
     problem = PROBLEMS.get(title) or ConvProblem(1, 4096, 1, 3, 4096, 1, 1)
-    gpu = device.get_device()
-    planned = gemv.plan(KERNEL, of(problem, precision), gpu, choice)
-    monkeypatch.setattr("convstudy.conv.api.plan", lambda *_: planned)
-    check(KERNEL, problem, precision, gpu, rng)
+    check_choice(problem, precision, device.get_device(), choice, rng, monkeypatch)
 
 
 @pytest.mark.gpu
