@@ -493,16 +493,22 @@ struct ThroughRegisters {
     {
         const uint64 b = describe(stage + BYTES_A, 1024, 0);
         const uint64 rest = describe(stage + BYTES_A + (TERMS == 3) * BYTES_B, 1024, 0);
+        if (TERMS == 3) {
+            // All the small ones first: a tensor core drops what lies below the last digit of what
+            // it adds to, of small products as of large ones.
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+            for (int i = 0; i < 4; ++i)
 #pragma unroll
-            for (int m = 0; m < ROWS_64; ++m) {
-                if (TERMS == 3) {  // the small ones first
+                for (int m = 0; m < ROWS_64; ++m) {
                     wgmma_tf32(sums.d[m], low[m][i], move(b, i * 32), add || i);
                     wgmma_tf32(sums.d[m], high[m][i], move(rest, i * 32), 1);
                 }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m)
                 wgmma_tf32(sums.d[m], high[m][i], move(b, i * 32), TERMS == 3 || add || i);
-            }
     }
     __device__ __forceinline__ void run(Sums& sums, int tiles, Turn& turn)
     {

@@ -2,6 +2,7 @@
 """A training step as one program: forward, backward and the optimiser's, on fixed memory."""
 
 import contextlib
+import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ _MANY_BYTES = {"fp32": math.inf, "tf32": 2**20, "bf16": math.inf}
 # bytes a tensor, they may be late until the end of the backward pass: the memory that they read is
 # kept as long. Larger ones have to be there before those of the next layer begin.
 _FEW_BYTES = 16e6
+# Gradients whose squares are summed up at once, beside the rest of the backward pass, as soon as
+# all of them are there.
+_MANY_GRADIENTS = 2**21
 
 
 @dataclass(eq=False)
@@ -51,6 +55,16 @@ class _Kept:
     y: Tensor  # what the norm read
     statistics: Buffer
     factors: Buffer
+
+
+@dataclass(eq=False)
+class _Piece:
+    """Gradients side by side, from `start` on, and where the sums of their squares come to lie."""
+
+    start: int
+    size: int
+    missing: set  # the parameters whose gradients are not there yet
+    sums: tuple = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +173,7 @@ class Step:
         self._dtype = low.dtype.name
         self._kept, self._arrives, self._sums = {}, defaultdict(list), {}
         self.talks = {}
+        self._pieces, self._squares = self._cut() if shares.are_all else ({}, None)
 
         with builder.beside():
             self._turned = {
@@ -201,6 +216,11 @@ class Step:
     def _ready(self, *parameters):
         for parameter in parameters:
             self._builder.mark(f"ready {parameter.name}")
+            piece = self._pieces.get(parameter.name)
+            if piece:
+                piece.missing.remove(parameter.name)
+                if not piece.missing:
+                    self._square(piece.start, piece.size, piece.sums)
 
     @contextlib.contextmanager
     def _beside(self, problem):
@@ -657,7 +677,7 @@ class Step:
         self.slots = {slot: self._builder.buffer(size, kept=True) for slot in rule.slots}
         self.control = self._builder.buffer(len(flat.CONTROL), kept=True)
         self.steps = self._builder.buffer(len(flat.STEPS), np.int32, kept=True)
-        sums = self._squares()
+        sums = self._squares or self._ranks_squares()
         betas = tuple(rule.options.get(beta, 0.0) for beta in ("beta1", "beta2"))
         launch = flat.launch_begin(sums.size, math.inf if clip is None else clip, betas)
         run(launch, sums, self.control, self.steps)
@@ -668,18 +688,40 @@ class Step:
         launch = flat.launch_step(name, size, rule.options, copy is not None)
         run(launch, self.weights, self.gradients, *slots, copy, self.control)
 
-    def _squares(self):
+    def _cut(self):
+        """Return the piece of each parameter's gradient, and the buffer of all sums of squares."""
+        pieces, stop, missing = {}, self.layout.size, set()
+        for name, place in reversed(self.layout.places.items()):  # as backward has them
+            missing.add(name)
+            if place.start == 0 or stop - place.start >= _MANY_GRADIENTS:
+                piece = _Piece(place.start, stop - place.start, missing)
+                pieces |= dict.fromkeys(missing, piece)
+                stop, missing = place.start, set()
+        found = list(dict.fromkeys(pieces.values()))
+        counts = [self._count_sums(piece.size) for piece in found]
+        squares = self._builder.buffer(sum(counts))
+        for piece, first in zip(found, itertools.accumulate(counts, initial=0), strict=False):
+            piece.sums = squares, first
+        return pieces, squares
+
+    def _count_sums(self, size):
+        return flat.norm_parts(size, self._low.device)
+
+    def _square(self, start, size, sums):
+        launch = flat.launch_norm_parts(size, self._count_sums(size))
+        self._builder.run(launch, (self.gradients, start), sums)
+
+    def _ranks_squares(self):
         """Return sums of squares of all gradients, of each once: also of those that others have."""
         shares, found = self.shares, []
         for is_cut, run in self.layout.runs(shares.axes.__contains__):
             size = run.stop - run.start
-            found.append((is_cut, run.start, size, flat.norm_parts(size, self._low.device)))
+            found.append((is_cut, run.start, size, self._count_sums(size)))
         sums = self._builder.buffer(sum(n * (shares.row if cut else 1) for cut, *_, n in found))
         at = 0
         for is_cut, start, size, count in found:
             own = (self._builder.buffer(count), 0) if is_cut else (sums, at)
-            launch = flat.launch_norm_parts(size, count)
-            self._builder.run(launch, (self.gradients, start), own)
+            self._square(start, size, own)
             if is_cut:
                 self._say(ROW, own, (sums, at), count)
             at += count * (shares.row if is_cut else 1)
