@@ -8,8 +8,9 @@
 //           full[stage] says that a stage has arrived, empty[stage] that it may be overwritten.
 // Blocks    Persistent: a block takes tile after tile of out, `gridDim.x` apart, and while its
 //           consumers store one, its producer already fetches the next.
-// Splits    Several blocks share a sum: those of a cluster store it in each other's shared memory
-//           and add it up; others, as in conv2d_gemm.cuh, leave parts for conv2d_splits_1_sum.
+// Splits    Several blocks share a sum: those of a cluster, which then has as many, store it in each
+//           other's shared memory and add it up; others, as in conv2d_gemm.cuh, leave parts for
+//           conv2d_splits_1_sum.
 // Lines     Tiles lie in lines of 128 bytes, chunks exchanged as the hardware wants them. Lines run
 //           along DEPTH ("along"), or across it ("across"), where channels are what is summed over
 //           in the one case and what is not in the other.
@@ -44,16 +45,6 @@
 #ifndef WIDE
 #define WIDE 0
 #endif
-// How many blocks are a cluster: as many as `splits`, or 1.
-#ifndef CLUSTER
-#define CLUSTER 1
-#endif
-#if CLUSTER > 1
-#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
-#else
-#define CLUSTERED
-#endif
-
 // Whether the first operand lies in patches of its own, and not in the stages (conv2d_halo.cuh).
 #ifndef PATCHES
 #define PATCHES 0

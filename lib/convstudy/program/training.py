@@ -295,9 +295,10 @@ class Step:
             "pitch_pooled": pooled.pitch if pooled else None,
         }
         together = self.shares.together(weight.name)
-        if self._are_small(op):
+        blocks = self._whole_blocks(op)
+        if blocks:
             launch = norm_nhwc.launch_norm_whole(
-                z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
+                z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, blocks=blocks, **options
             )
             run(launch, kept.y, *own, residual, z, pooled)
             return
@@ -334,24 +335,32 @@ class Step:
         """
         size = math.prod(problem.y_shape) * problem.itemsize
         alone = self.shares.together(op.norm[0].name) == 1
-        if not alone or size < _MANY_BYTES[self._low.precision] or self._are_small(op):
+        if not alone or size < _MANY_BYTES[self._low.precision] or self._whole_blocks(op):
             return 0
         return count_tiles(problem, self._low.device)
 
-    def _are_small(self, op):
-        """Whether one launch does a whole norm, which has no place for what others have."""
-        alone = self.shares.together(op.norm[0].name) == 1
-        return alone and norm_nhwc.are_small(self._low.lies[op.y].shape)
+    def _whole_blocks(self, op):
+        """Return by how many blocks a channel one launch does a whole norm, or 0 where more do.
 
-    def _is_made_by_head(self, op):
-        """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
+        That has no place for what other ranks have, nor for the head.
+        """
+        if self.shares.together(op.norm[0].name) > 1:
+            return 0
+        blocks = norm_nhwc.whole_blocks(self._low.lies[op.y].shape, self._low.device)
+        return 0 if blocks > 1 and self._is_before_head(op) else blocks
+
+    def _is_before_head(self, op):
+        """Whether the head alone takes what `op` gives."""
         takers = [
             each
             for each in self._low.operations
             if op.y in (getattr(each, "x", None), getattr(each, "skip", None))
         ]
-        alone = [type(each) for each in takers] == [fuse.Head]
-        return alone and op.relu and not self._are_small(op)
+        return [type(each) for each in takers] == [fuse.Head]
+
+    def _is_made_by_head(self, op):
+        """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
+        return op.relu and self._is_before_head(op) and not self._whole_blocks(op)
 
     def _norm_before(self, head):
         """Return what the convolution before the head has kept, if the head makes its output."""
@@ -536,8 +545,11 @@ class Step:
         weight, bias, _, _ = op.norm
         own = self._gradient(weight), self._gradient(bias)
         # The gradient of y takes y's place: nobody reads that any more.
-        if self._are_small(op):
-            launch = norm_nhwc.launch_norm_dgrad_whole(y.shape, self._dtype, **options, **pitches)
+        blocks = self._whole_blocks(op)
+        if blocks:
+            launch = norm_nhwc.launch_norm_dgrad_whole(
+                y.shape, self._dtype, blocks=blocks, **options, **pitches
+            )
             run(launch, dz, dpooled, y, kept.factors, kept.statistics, *own, y)
         else:
             coefficients = self._builder.buffer(2 * k)
