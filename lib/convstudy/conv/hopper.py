@@ -16,6 +16,8 @@ RESERVED_BYTES = 1024 + 256
 MOST_STAGES = 8
 # In which a warpgroup's lanes exchange what they store.
 EXCHANGE_BYTES = 4 * 2048
+# Warps that turn an operand: all that is left of the producer's.
+_TURNERS = 3
 # How far a corner of an im2col map may lie outside (cuTensorMapEncodeIm2col, four dimensions).
 _FARTHEST = 127
 # How many blocks may share a sum as a cluster, on every GPU that has clusters.
@@ -32,7 +34,8 @@ _FEWEST_STEPS = 4
 class _Tile:
     """Warpgroups that consume, each one's rows by 64, columns, blocks of a multiprocessor.
 
-    And whether the filters of dgrad are the first operand.
+    And whether the filters of dgrad are the first operand; whether warps turn the second one of
+    wgrad, instead of a launch before.
     """
 
     consumers: int
@@ -40,6 +43,7 @@ class _Tile:
     n: int
     blocks: int
     filters_first: bool = False
+    turns: bool = False
 
     @property
     def m(self):
@@ -61,8 +65,8 @@ class _Tile:
         return min(MOST_STAGES, room // self.stage_bytes(terms))
 
     def shared_bytes(self, terms, cluster=1):
-        stages = self.stages(terms, cluster)
-        return stages * (self.stage_bytes(terms) + 16) + self._behind_bytes(cluster) + 16
+        stages, barriers = self.stages(terms, cluster), 24 if self.turns else 16
+        return stages * (self.stage_bytes(terms) + barriers) + self._behind_bytes(cluster) + 16
 
 
 # fp32 needs a second set of sums and the parts of its rows in registers.
@@ -174,6 +178,10 @@ def choices(kernel, problem, device):
     tiles = _TILES_SPLIT if terms == 3 else _TILES_WHOLE
     if which == "dgrad" and problem.precision == "tf32":
         tiles += tuple(replace(tile, filters_first=True) for tile in tiles)
+    if which == "wgrad" and problem.precision == "tf32":
+        # Where two blocks share a multiprocessor, 128 rows leave no registers to turn with.
+        turning = (tile for tile in tiles if tile.blocks * tile.rows_64 < 4)
+        tiles += tuple(replace(tile, turns=True) for tile in turning)
     found = []
     for tile in tiles:
         needed = _product(which, problem, tile)
@@ -221,6 +229,9 @@ def estimate(kernel, problem, device, choice):
     # which a line holds as many more; 48 bytes a cycle come from L2.
     multiplying = together * terms * tile.m * tile.n / 32 / 0.91
     loading = together * tile.stage_bytes(terms) / 48
+    if tile.turns:
+        # An estimate: what is read and written once more keeps products waiting.
+        multiplying += together * LINE_BYTES * tile.n / 128
     step = max(multiplying, loading, 600)
     writing = 3100 + 0.16 * together * tile.m * tile.n
     cycles = rounds * (steps * step + writing)
@@ -255,7 +266,8 @@ best = gemm.cheapest(_unshared, estimate)
 
 def _bytes_made_ready(which, problem, tile, terms):
     """Return the bytes that are read and written before the products begin."""
-    if problem.itemsize == 2 or tile.filters_first or (which == "fprop" and terms == 1):
+    is_ready = tile.filters_first or tile.turns or (which == "fprop" and terms == 1)
+    if problem.itemsize == 2 or is_ready:
         return 0
     p = problem
     numbers = p.n * p.p * p.q * p.k if which == "wgrad" else p.k * p.terms
@@ -301,6 +313,7 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         ("PARTS", int(splits > cluster)),
         ("CLUSTER", cluster),
         *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
+        *((("TURNERS", _TURNERS),) if tile.turns else ()),
         *((("STREAM", 1),) if rounds is not None else ()),
     )
     ready, maps = _OPERANDS[which](p, tile, terms, epilogue.source)
@@ -428,8 +441,8 @@ def _wgrad(problem, tile, terms, source):
     p, dtype = problem, map_dtype(problem)
     pixels = p.n * p.p * p.q
     x = _x_map(p, dtype if terms == 1 else "float32", depth(p), source)
-    if dtype == "bfloat16":
-        return None, (x, lines_map(dtype, (p.k, pixels), 64))
+    if dtype == "bfloat16" or tile.turns:
+        return None, (x, lines_map(dtype, (p.k, pixels), depth(p)))
     ready = make_ready(p.k, pixels, True, terms, False)
     _, lines, padded = ready[1]
     return ready, (x, lines_map(dtype, (padded, lines * (2 if terms == 3 else 1)), tile.n))

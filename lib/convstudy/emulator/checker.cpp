@@ -27,6 +27,7 @@ Checker::Checker(Worker& w)
       actors_(first_barrier_ + MAX_BARRIERS),
       known_(w.threads, Knowledge(actors_)),
       all_(actors_),
+      fenced_(w.threads),
       known_of_others_(w.threads),
       shared_(w.module.shared),
       nest_(*w.launch),
@@ -286,18 +287,30 @@ void Checker::end_lines(uint32_t barrier, uint64_t bytes, uint64_t sectors) {
     counts.global_load_sectors += sectors;
 }
 
-// The TMA writes whole chunks: the first word of one stands for it.
+void Checker::fence() { fenced_[w_.current->number] = time_++; }
+
+// What the TMA wrote are whole chunks: the first word of one stands for it.
+uint32_t Checker::size_of_operand(uint64_t chunk) {
+    const Touch& write = shared_.at(chunk).write;
+    const bool by_thread = write.block == w_.block + 1 && write.actor < first_barrier_;
+    return by_thread ? CHUNK : sizeof(float);
+}
+
 void Checker::begin_operand(uint64_t chunk, uint64_t pc) {
     note_reading(chunk, CHUNK, READ, pc);
-    track(shared_, chunk, sizeof(float), READ, pc);
-    const Touch& write = shared_.at(chunk).write;
-    if (write.block && write.actor < first_barrier_)
-        misuse(pc, "multiplies what a thread wrote to shared memory, and not the TMA");
+    const uint32_t size = size_of_operand(chunk);
+    track(shared_, chunk, size, READ, pc);
+    for (uint64_t word = chunk; size == CHUNK && word < chunk + size; word += sizeof(float)) {
+        const Touch& write = shared_.at(word).write;
+        if (write.actor < first_barrier_ && write.time > fenced_[write.actor])
+            misuse(pc, "multiplies what a thread wrote to shared memory, with no shared_fence() "
+                       "behind that");
+    }
     count_shared(CHUNK, READ);
 }
 
 void Checker::end_operand(uint64_t chunk, uint64_t pc) {
-    track(shared_, chunk, sizeof(float), READ, pc);
+    track(shared_, chunk, size_of_operand(chunk), READ, pc);
 }
 
 void Checker::use_barrier(uint64_t barrier, AccessKind kind, uint64_t pc) {

@@ -59,6 +59,8 @@ class Checker {
     // which it read so much.
     void copy_line(uint64_t shared, uint32_t barrier, uint64_t pc);
     void end_lines(uint32_t barrier, uint64_t bytes, uint64_t sectors);
+    // What this thread has written so far, products may read.
+    void fence();
     // A warpgroup reads a chunk of 16 bytes at some time in between.
     void begin_operand(uint64_t chunk, uint64_t pc);
     void end_operand(uint64_t chunk, uint64_t pc);
@@ -98,6 +100,7 @@ class Checker {
     const uint32_t first_barrier_, actors_;
     std::vector<Knowledge> known_;  // by thread
     Knowledge all_;                 // room for what several know together
+    Knowledge fenced_;              // by thread: when it last said so
     struct Meeting {
         Knowledge arrived, passed_on;  // what those know who arrived, and in phases that have ended
         uint32_t asker;                // who asked for a copy last
@@ -140,6 +143,7 @@ class Checker {
     void track(Shadow& shadow, uint64_t address, uint32_t size, AccessKind kind, uint64_t pc);
     void track(Shadow& shadow, const Access& access);
     void touch(Word& word, uint8_t bytes, const Access& access);
+    uint32_t size_of_operand(uint64_t chunk);
     void note_reading(uint64_t shared, uint32_t size, AccessKind kind, uint64_t pc);
     void count_shared(uint32_t size, AccessKind kind);
     void count_global(uint64_t offset, uint32_t size, AccessKind kind, uint64_t pc);

@@ -76,6 +76,7 @@ EMU_API void warpgroup_tf32(float* d, int columns, const unsigned* words, uint64
                             int add, int line);
 EMU_API void warpgroup_bf16(float* d, int columns, uint64_t a, int across_a, uint64_t b,
                             int across_b, int add, int line);
+EMU_API void shared_fence();
 EMU_API void warpgroup_fence();
 EMU_API void warpgroup_commit();
 EMU_API void warpgroup_wait(int groups_left, int line);

@@ -25,6 +25,7 @@ __forceinline__ void barrier_expect(uint64* barrier, int bytes) {
 __forceinline__ void barrier_wait(uint64* barrier, unsigned parity, int line = __builtin_LINE()) {
     emu::phases_wait(barrier, parity, line);
 }
+__forceinline__ void shared_fence() { emu::shared_fence(); }
 
 __forceinline__ unsigned this_block() { return blockIdx.x; }
 __forceinline__ void publish(unsigned* flag) { emu::publish(flag); }

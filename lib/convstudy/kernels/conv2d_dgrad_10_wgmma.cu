@@ -13,7 +13,6 @@
 #include "conv2d_out.cuh"
 #include "overlap.cuh"
 #include "ptx.cuh"
-#include "clusters.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
 

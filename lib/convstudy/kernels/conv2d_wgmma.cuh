@@ -8,9 +8,8 @@
 //           full[stage] says that a stage has arrived, empty[stage] that it may be overwritten.
 // Blocks    Persistent: a block takes tile after tile of out, `gridDim.x` apart, and while its
 //           consumers store one, its producer already fetches the next.
-// Splits    Several blocks share a sum: those of a cluster, which then has as many, store it in each
-//           other's shared memory and add it up; others, as in conv2d_gemm.cuh, leave parts for
-//           conv2d_splits_1_sum.
+// Splits    Several blocks share a sum: those of a cluster store it in each other's shared memory
+//           and add it up; others, as in conv2d_gemm.cuh, leave parts for conv2d_splits_1_sum.
 // Lines     Tiles lie in lines of 128 bytes, chunks exchanged as the hardware wants them. Lines run
 //           along DEPTH ("along"), or across it ("across"), where channels are what is summed over
 //           in the one case and what is not in the other.
@@ -45,6 +44,22 @@
 #ifndef WIDE
 #define WIDE 0
 #endif
+// How many blocks are a cluster: as many as `splits`, or 1.
+#ifndef CLUSTER
+#define CLUSTER 1
+#endif
+#if CLUSTER > 1
+#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTERED
+#endif
+
+// How many warps, the producer's last, turn the second operand where it lies, so that its lines
+// run along DEPTH.
+#ifndef TURNERS
+#define TURNERS 0
+#endif
+
 // Whether the first operand lies in patches of its own, and not in the stages (conv2d_halo.cuh).
 #ifndef PATCHES
 #define PATCHES 0
@@ -59,7 +74,7 @@ constexpr int REGISTERS = 512 / BLOCKS_PER_SM / (CONSUMERS + 1) / 8 * 8;
 #ifdef STATISTICS
 constexpr int REGISTERS_PRODUCER = BLOCKS_PER_SM == 1 ? 72 : 56;  // for what its last warps do
 #else
-constexpr int REGISTERS_PRODUCER = 40;
+constexpr int REGISTERS_PRODUCER = TURNERS ? 64 : 40;
 #endif
 constexpr int REGISTERS_CONSUMER =
     (REGISTERS * (CONSUMERS + 1) - REGISTERS_PRODUCER) / CONSUMERS / 8 * 8;
@@ -99,6 +114,8 @@ __device__ __forceinline__ uint64* read() { return full(2 * STAGES + 1); }
 // As full and empty, for a patch.
 __device__ __forceinline__ uint64* patch_full(int i) { return full(2 * STAGES + 2 + i); }
 __device__ __forceinline__ uint64* patch_empty(int i) { return patch_full(PATCHES + i); }
+// As full, of a stage whose second operand has been turned.
+__device__ __forceinline__ uint64* turned(int stage) { return patch_full(2 * PATCHES + stage); }
 
 // Goes round the stages; the parity of a barrier's phase changes with each round.
 template <int COUNT>
@@ -256,6 +273,7 @@ __device__ __forceinline__ void begin()
         for (int stage = 0; stage < STAGES; ++stage) {
             barrier_init(full(stage), 1);
             barrier_init(empty(stage), CONSUMERS * 4);
+            if (TURNERS) barrier_init(turned(stage), TURNERS);
         }
         for (int i = 0; i < PATCHES; ++i) {
             barrier_init(patch_full(i), 1);
@@ -341,6 +359,53 @@ __device__ __forceinline__ void release(uint64* barrier)
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
+
+#if TURNERS
+// Turns 32 lines of 128 bytes by one warp. A lane takes squares of 4 x 4 numbers, which lie so that
+// eight lanes meet eight different chunks of a line where they read, and where they write; and so
+// that 32 lanes exchange theirs among each other.
+__device__ __forceinline__ void turn_lines(unsigned char* lines)
+{
+    const int across = threadIdx.x % 8;
+#pragma unroll 1  // both at once took more registers than a producer has
+    for (int half = 0; half < 2; ++half) {
+        const int down = across ^ (threadIdx.x % 32 / 8 + 4 * half);
+        float4 in[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int line = down * 4 + i;
+            in[i] = *(const float4*)(lines + line * 128 + (across ^ line % 8) * 16);
+        }
+        __syncwarp();  // all have been read before any is overwritten
+        const float4 out[4] = {{in[0].x, in[1].x, in[2].x, in[3].x},
+                               {in[0].y, in[1].y, in[2].y, in[3].y},
+                               {in[0].z, in[1].z, in[2].z, in[3].z},
+                               {in[0].w, in[1].w, in[2].w, in[3].w}};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int line = across * 4 + i;
+            *(float4*)(lines + line * 128 + (down ^ line % 8) * 16) = out[i];
+        }
+    }
+}
+
+// The turners: each has every TURNERS-th of a stage's blocks of 32 columns.
+__device__ __forceinline__ void turn(const Items& items)
+{
+    const int warp = threadIdx.x / 32 - (THREADS / 32 - TURNERS);
+    if (warp < 0) return;
+    Turn turn;
+    for (unsigned i = items.first(); i < items.end(); i += items.step())
+        for (int left = items[i].count; left > 0; --left, turn.next()) {
+            barrier_wait(full(turn.stage), turn.parity);
+            unsigned char* b = stage_of(turn.stage) + BYTES_A;
+            for (int block = warp; block < TILE_N / 32; block += TURNERS)
+                turn_lines(b + block * 32 * 128);
+            shared_fence();
+            release(turned(turn.stage));
+        }
+}
+#endif
 
 // What a thread holds of its warpgroup's part of a tile.
 template <int COLUMNS>
@@ -508,6 +573,7 @@ struct ThroughRegisters {
         for (int tile = 0; tile < tiles; ++tile, turn.next()) {
             Sums& here = TERMS == 3 ? part : sums;
             barrier_wait(full(turn.stage), turn.parity);
+            if (TURNERS) barrier_wait(turned(turn.stage), turn.parity);
             const unsigned char* stage = stage_of(turn.stage);
             fetch(stage);
             here.keep();
@@ -851,6 +917,9 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();
         produce(items, copies);
+#if TURNERS
+        turn(items);
+#endif
 #ifdef STATISTICS
         if (threadIdx.x < THREADS - WATCHERS * 32) return;
         unsigned parity = 0;

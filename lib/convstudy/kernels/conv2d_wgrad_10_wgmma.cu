@@ -4,8 +4,9 @@
 // Idea      Sums run over pixels, and the lines of both operands across them. bf16 is multiplied
 //           as it lies: filters are rows, taps and channels columns. fp32 and TF32 are not: there
 //           taps and channels are rows, so that x can be turned on its way through registers,
-//           and dy was turned before (and, for fp32, split). Sums are long, outputs few: nearly
-//           always `splits` blocks share a tile.
+//           and dy was turned before (and, for fp32, split); or, where that takes longer, is
+//           turned where it lies (TURNERS). Sums are long, outputs few: nearly always `splits`
+//           blocks share a tile.
 // Threads   As in conv2d_fprop_10_wgmma.
 // Shared    As in conv2d_fprop_10_wgmma.
 // Source    As conv2d_fprop_10_wgmma.
@@ -13,7 +14,6 @@
 #include "conv2d_out.cuh"
 #include "overlap.cuh"
 #include "ptx.cuh"
-#include "clusters.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
 
@@ -42,11 +42,11 @@ struct Copies {
                         at.w * STRIDE_W - pad_w, at.h * STRIDE_H - pad_h, at.n, taps.s, taps.r);
             taps.next_channels(TILE_D, C);
         }
-        if (X_FIRST)
+        if (X_FIRST && !TURNERS)
             load_box(b, dy, barrier, pixel, k);
         else
-            for (int i = 0; i < TILE_M; i += TILE_D)
-                load_box(a + i * 128, dy, barrier, k + i, pixel);
+            for (int i = 0; i < (X_FIRST ? TILE_N : TILE_M); i += TILE_D)
+                load_box((X_FIRST ? b : a) + i * 128, dy, barrier, k + i, pixel);
         if (TERMS == 3) load_box(b + BYTES_B, dy, barrier, pixel, K + k);
         pixel += TILE_D;
         for (at.w += TILE_D; at.w >= Q; at.w -= Q)

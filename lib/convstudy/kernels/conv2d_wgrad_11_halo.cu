@@ -5,15 +5,17 @@
 //           comes from L2 in the time of the products. Here a stage has TILE_D pixels of a line of
 //           dy, and of x what the filter's rows meet there: windows with two pixels more, which
 //           each tap reads from another line on. Beyond a line's end dy is zero, so that no window
-//           runs over it. bf16 is multiplied as it lies. TF32 is turned on its way through
-//           registers, and dy was turned before.
+//           runs over it. bf16 is multiplied as it lies. Of TF32, x is turned on its way through
+//           registers, and dy where it lies, by warps that have nothing else to do: each number
+//           serves nine taps. A launch of its own before turned it at the bandwidth of memory,
+//           for up to a third of the time.
 // Ahead     While TF32's products are under way, the pixels of the next are read; not over the end
 //           of a stage, where the compiler would wait for each product (C7513). One product ahead
 //           instead of three took 1% to 3% longer; addresses worked out anew for each product, 1.5
 //           times as long: the warps had no cycles left to issue it.
 // Threads   Three warpgroups that multiply, WINDOWS taps of 64 channels x TILE_N filters each, and
-//           one that copies. WINDOWS 3: all taps at once; 1: a row of them.
-// Shared    STAGES (10,240 WINDOWS + 128 TILE_N + 16) and 24,592 bytes, dynamic; bf16: 9,216.
+//           one that copies and turns. WINDOWS 3: all taps at once; 1: a row of them.
+// Shared    STAGES (10,240 WINDOWS + 128 TILE_N + 24) and 24,592 bytes, dynamic; bf16: 9,216.
 // Source    As conv2d_fprop_10_wgmma; the paper's tile with halo.
 #define CONSUMERS 3
 // Rows of taps that a block has.
@@ -22,6 +24,7 @@
 #endif
 #define ROWS_64 WINDOWS
 #define TERMS 1
+#define TURNERS (BF16 ? 0 : 2)
 // C: where a tap's rows of out begin depends on it.
 #ifndef CHANNELS
 #define CHANNELS 64
@@ -33,7 +36,6 @@
 #include "conv2d_out.cuh"
 #include "overlap.cuh"
 #include "ptx.cuh"
-#include "clusters.cuh"
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
 
@@ -135,6 +137,7 @@ struct FromWindows {
         sums.clear();
         for (int tile = 0; tile < tiles; ++tile, turn.next()) {
             barrier_wait(full(turn.stage), turn.parity);
+            barrier_wait(turned(turn.stage), turn.parity);
             const unsigned char* stage = stage_of(turn.stage);
             const uint64 b = describe(stage + BYTES_A, 1024, 0);
             fetch(x[0], stage, 0, 0);
@@ -161,29 +164,23 @@ struct Copies {
     const TensorMap &x, &dy;
     int P, tiles, pad_h, pad_w;  // tiles of a line
     Corner corner;
-    int k, place, q, p, n;
+    int k, q, p, n;
 
     __device__ __forceinline__ void start(const Item& item)
     {
         corner = Corner(item);
         k = item.column;
-        place = item.first;
-        q = place % tiles;
-        p = place / tiles % P;
-        n = place / tiles / P;
+        q = item.first % tiles;
+        p = item.first / tiles % P;
+        n = item.first / tiles / P;
     }
     __device__ __forceinline__ void next(unsigned char* a, unsigned char* b, uint64* barrier)
     {
         for (int i = 0; i < WINDOWS * LINES_64; ++i)
             load_box(a + i * BYTES_LINES, x, barrier, corner.channel + i % LINES_64 * TILE_D,
                      q * TILE_D - pad_w, p + corner.r + i / LINES_64 - pad_h, n);
-#if BF16
-        for (int i = 0; i < TILE_N; i += 64)
+        for (int i = 0; i < TILE_N; i += TILE_D)
             load_box(b + i * 128, dy, barrier, k + i, q * TILE_D, p, n);
-#else
-        load_box(b, dy, barrier, place * TILE_D, k);
-        ++place;
-#endif
         if (++q < tiles) return;
         q = 0;
         if (++p == P) p = 0, ++n;

@@ -11,6 +11,11 @@ struct alignas(64) TensorMap {
     unsigned char bytes[128];
 };
 
+__device__ __forceinline__ unsigned shared_address(const void* shared)
+{
+    return (unsigned)__cvta_generic_to_shared(shared);
+}
+
 // A warpgroup gives registers back, or takes them: it has COUNT for each thread from here on.
 template <int COUNT>
 __device__ __forceinline__ void give_registers()
@@ -54,7 +59,31 @@ __device__ __forceinline__ void barrier_wait(uint64* barrier, unsigned parity)
         "@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
 }
 
-// ---- of clusters (clusters.cuh)
+// What this thread has written to shared memory, products will read behind a barrier.
+__device__ __forceinline__ void shared_fence()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- clusters: blocks that run at the same time and see each other's shared memory
+__device__ __forceinline__ int cluster_rank()
+{
+    unsigned rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Where what lies at `shared` here lies in the block of that rank.
+__device__ __forceinline__ unsigned address_in(const void* shared, int rank)
+{
+    unsigned address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)),
+        "r"(rank));
+    return address;
+}
 // Arrives at a barrier of the block of that rank.
 __device__ __forceinline__ void barrier_arrive_in(uint64* barrier, int rank)
 {

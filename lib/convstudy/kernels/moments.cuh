@@ -64,35 +64,27 @@ __device__ __forceinline__ Moments moments_of(const Element* x, const Place& pla
     return all;
 }
 
-// With which normalising is y = a x + b.
-struct Factors {
-    float a, b;
-};
-
 // What a layer learns of a channel's moments, and keeps.
 struct Learnt {
     float *running_mean, *running_var;
     float *statistics, *factors;
 
-    // Without moments, those are the statistics that were learnt before. Of several blocks that
-    // have the same moments, one writes.
-    __device__ __forceinline__ Factors keep(const Moments& moments, bool any, int c, int C,
-                                            int pixels, float weight, float bias, float eps,
-                                            float momentum, bool writes = true) const
+    // Without moments, those are the statistics that were learnt before.
+    __device__ __forceinline__ void keep(const Moments& moments, bool any, int c, int C, int pixels,
+                                         float weight, float bias, float eps, float momentum) const
     {
-        const float mean = any ? moments.values[1] : running_mean[c];
-        const float var = any ? moments.values[2] / float(pixels) : running_var[c];
-        const float scale = 1.0f / sqrtf(var + eps), a = weight * scale, b = fmaf(-mean, a, bias);
-        if (!writes) return {a, b};
+        float mean = running_mean[c], var = running_var[c];
         if (any) {
-            const float kept = 1.0f - momentum, unbiased = moments.values[2] / float(pixels - 1);
-            running_mean[c] = fmaf(momentum, mean, kept * running_mean[c]);
-            running_var[c] = fmaf(momentum, unbiased, kept * running_var[c]);
+            const float kept = 1.0f - momentum, old_mean = mean, old_var = var;
+            mean = moments.values[1];
+            var = moments.values[2] / float(pixels);
+            running_mean[c] = fmaf(momentum, mean, kept * old_mean);
+            running_var[c] = fmaf(momentum, moments.values[2] / float(pixels - 1), kept * old_var);
         }
+        const float scale = 1.0f / sqrtf(var + eps), a = weight * scale;
         statistics[c] = mean;
         statistics[C + c] = scale;
         factors[c] = a;
-        factors[C + c] = b;
-        return {a, b};
+        factors[C + c] = fmaf(-mean, a, bias);
     }
 };

@@ -22,14 +22,13 @@ struct Place {
     int c, row, part, chunk;
 };
 
-// The first channel of this thread, which may be beyond the last one, and what its block does, or
-// its cluster of blocks.
-__device__ __forceinline__ Place my_place(int C, int blocks = 1)
+// The first channel of this thread, which may be beyond the last one, and what its block does.
+__device__ __forceinline__ Place my_place(int C)
 {
-    const int chunks = (C + CHUNK - 1) / CHUNK, block = blockIdx.x / blocks;
-    const int chunk = block % chunks * CHUNK;
-    return {chunk + int(threadIdx.x % LANES) * VECTOR, int(threadIdx.x / LANES), block / chunks,
-            chunk};
+    const int chunks = (C + CHUNK - 1) / CHUNK;
+    const int chunk = blockIdx.x % chunks * CHUNK;
+    return {chunk + int(threadIdx.x % LANES) * VECTOR, int(threadIdx.x / LANES),
+            int(blockIdx.x / chunks), chunk};
 }
 
 // Of a thread beyond the last channel, the first of its block, so that it can keep step.

@@ -5,8 +5,8 @@ Forward: statistics of parts (`launch_statistics_parts`, or a convolution as it 
 what all of them say together (`launch_statistics`), and ``y = relu(a x + b)`` (`launch_norm`).
 Backward: sums of parts (`launch_norm_dgrad_parts`), what follows from them
 (`launch_norm_dgrad_sums`), and the gradient of x (`launch_norm_dgrad`), which are told what forward
-did besides: nothing that it wrote is read, but x and the statistics. Where images are small
-(`whole_blocks`), one launch does all of forward (`launch_norm_whole`), and one all of backward
+did besides: nothing that it wrote is read, but x and the statistics. Where images `are_small`, one
+launch does all of forward (`launch_norm_whole`), and one all of backward
 (`launch_norm_dgrad_whole`).
 
 Of arrays that launches pass to each other, all float32: ``parts`` (parts, 2, C), forward the mean
@@ -31,9 +31,8 @@ KERNELS = (
     "batchnorm_dgrad_4_whole",
 )
 # Up to so many pixels of all images, a block that has them all is done before three launches have
-# begun; and a cluster of so many blocks, which any GPU that has clusters takes.
+# begun: an estimate, which has not been measured.
 _FEW_PIXELS = 2048
-_CLUSTER, _FEW_PIXELS_OF_A_CLUSTER = 8, 25_000
 # Cells of one thread.
 _EACH = 4
 
@@ -151,21 +150,9 @@ def launch_norm(
     )
 
 
-def whole_blocks(shape, device):
-    """Return by how many blocks a channel one launch is likely to be faster than three, or 0.
-
-    That is what `launch_norm_whole` and `launch_norm_dgrad_whole` then take as `blocks`.
-
-    Parameters
-    ----------
-    shape : (N, H, W, C)
-    device : Device
-    """
-    pixels = count_pixels("batch_norm", shape)
-    if pixels <= _FEW_PIXELS:
-        return 1
-    has_clusters = device.is_gpu and device.compute_capability >= (9, 0)
-    return _CLUSTER if has_clusters and pixels <= _FEW_PIXELS_OF_A_CLUSTER else 0
+def are_small(shape):
+    """Return whether one launch is likely to be faster than three, in training."""
+    return count_pixels("batch_norm", shape) <= _FEW_PIXELS
 
 
 @functools.cache
@@ -177,7 +164,6 @@ def launch_norm_whole(
     pool=False,
     eps=1e-5,
     momentum=0.1,
-    blocks=1,
     *,
     pitch_x=None,
     pitch_residual=None,
@@ -187,22 +173,15 @@ def launch_norm_whole(
     """Return the launch that does what `launch_statistics_parts` and the two that follow do.
 
     It takes (x, weight, bias, running_mean, running_var, statistics, factors, residual, y, pooled).
-
-    Parameters
-    ----------
-    blocks : int
-        That share the pixels of a channel: more than 1 are a cluster, which Hopper has and what
-        came after it.
     """
     cells = count_cells(shape, pool)
     n, h, w, c = shape
     _check_trainable(n * h * w)
     pitches = [pitch or c for pitch in (pitch_x, pitch_residual, pitch_y, pitch_pooled)]
-    sharing = _share_whole(c, dtype, cells, 512, pitches, blocks)
+    sharing = _share_whole(c, dtype, cells, 512, pitches)
     defines = (("RELU", int(relu)), ("RESIDUAL", int(residual)), ("POOL", int(pool)))
-    defines = _but_defaults((*defines, ("CLUSTER", blocks)))
     scalars = (*shape, *pitches, float(eps), float(momentum))
-    return sharing.launch("batchnorm_fprop_3_whole", blocks, scalars, defines)
+    return sharing.launch("batchnorm_fprop_3_whole", 1, scalars, _but_defaults(defines))
 
 
 @functools.cache
@@ -284,7 +263,6 @@ def launch_norm_dgrad_whole(
     pool=False,
     direct=True,
     training=True,
-    blocks=1,
     *,
     pitch_dz=None,
     pitch_dpooled=None,
@@ -293,24 +271,19 @@ def launch_norm_dgrad_whole(
 ):
     """Return the launch that does what `launch_norm_dgrad_parts` and the two that follow do.
 
-    It takes (dz, dpooled, x, factors, statistics, dweight, dbias, dx); `blocks` as there.
+    It takes (dz, dpooled, x, factors, statistics, dweight, dbias, dx).
     """
     defines, cells = _dgrad_defines(relu, pool, direct), count_cells(shape, pool)
-    defines += _but_defaults((("CLUSTER", blocks),))
     pitches = [pitch or shape[3] for pitch in (pitch_dz, pitch_dpooled, pitch_x, pitch_dx)]
-    sharing = _share_whole(shape[3], dtype, cells, 256 if pool else 512, pitches, blocks)
+    sharing = _share_whole(shape[3], dtype, cells, 256 if pool else 512, pitches)
     scalars = (*shape, *pitches, int(training))
-    return sharing.launch("batchnorm_dgrad_4_whole", blocks, scalars, defines)
+    return sharing.launch("batchnorm_dgrad_4_whole", 1, scalars, defines)
 
 
-def _share_whole(channels, dtype, cells, threads, pitches, blocks):
-    if cells < blocks**2:
-        raise ValueError(
-            f"batch_norm: {cells} cells are too few for {blocks} blocks to share evenly; take fewer"
-        )
+def _share_whole(channels, dtype, cells, threads, pitches):
     # Few channels to a block, so that there are many blocks; a sector is 32 bytes.
     sharing = share("batch_norm", channels, dtype, *pitches, line_bytes=32)
-    needed = max(32, sharing.lanes * power_of_two(math.ceil(cells / blocks)))
+    needed = max(32, sharing.lanes * power_of_two(cells))
     return replace(sharing, threads=min(threads, needed))
 
 
@@ -338,5 +311,5 @@ def _check_trainable(pixels):
 
 def _but_defaults(defines):
     """Return those constants that are not what a kernel has anyway: fewer texts to compile."""
-    defaults = {"RELU": 1, "DIRECT": 1, "CLUSTER": 1}
+    defaults = {"RELU": 1, "DIRECT": 1}
     return tuple((name, value) for name, value in defines if value != defaults.get(name, 0))

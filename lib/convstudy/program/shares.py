@@ -38,11 +38,6 @@ class Shares:
     synchronised: bool = True
 
     @property
-    def are_all(self):
-        """Whether one has all: every image, and the whole network."""
-        return self.images == self.row == 1
-
-    @property
     def owners(self):
         """How many of a row have images of their own; 1 where all of them have the same."""
         return self.images // self.column

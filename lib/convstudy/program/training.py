@@ -2,7 +2,6 @@
 """A training step as one program: forward, backward and the optimiser's, on fixed memory."""
 
 import contextlib
-import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -43,9 +42,6 @@ _MANY_BYTES = {"fp32": math.inf, "tf32": 2**20, "bf16": math.inf}
 # bytes a tensor, they may be late until the end of the backward pass: the memory that they read is
 # kept as long. Larger ones have to be there before those of the next layer begin.
 _FEW_BYTES = 16e6
-# Gradients whose squares are summed up at once, beside the rest of the backward pass, as soon as
-# all of them are there.
-_MANY_GRADIENTS = 2**21
 
 
 @dataclass(eq=False)
@@ -55,16 +51,6 @@ class _Kept:
     y: Tensor  # what the norm read
     statistics: Buffer
     factors: Buffer
-
-
-@dataclass(eq=False)
-class _Piece:
-    """Gradients side by side, from `start` on, and where the sums of their squares come to lie."""
-
-    start: int
-    size: int
-    missing: set  # the parameters whose gradients are not there yet
-    sums: tuple = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +159,6 @@ class Step:
         self._dtype = low.dtype.name
         self._kept, self._arrives, self._sums = {}, defaultdict(list), {}
         self.talks = {}
-        self._pieces, self._squares = self._cut() if shares.are_all else ({}, None)
 
         with builder.beside():
             self._turned = {
@@ -216,11 +201,6 @@ class Step:
     def _ready(self, *parameters):
         for parameter in parameters:
             self._builder.mark(f"ready {parameter.name}")
-            piece = self._pieces.get(parameter.name)
-            if piece:
-                piece.missing.remove(parameter.name)
-                if not piece.missing:
-                    self._square(piece.start, piece.size, piece.sums)
 
     @contextlib.contextmanager
     def _beside(self, problem):
@@ -295,10 +275,9 @@ class Step:
             "pitch_pooled": pooled.pitch if pooled else None,
         }
         together = self.shares.together(weight.name)
-        blocks = self._whole_blocks(op)
-        if blocks:
+        if self._are_small(op):
             launch = norm_nhwc.launch_norm_whole(
-                z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, blocks=blocks, **options
+                z.shape, self._dtype, eps=op.eps, momentum=_MOMENTUM, **options
             )
             run(launch, kept.y, *own, residual, z, pooled)
             return
@@ -335,32 +314,24 @@ class Step:
         """
         size = math.prod(problem.y_shape) * problem.itemsize
         alone = self.shares.together(op.norm[0].name) == 1
-        if not alone or size < _MANY_BYTES[self._low.precision] or self._whole_blocks(op):
+        if not alone or size < _MANY_BYTES[self._low.precision] or self._are_small(op):
             return 0
         return count_tiles(problem, self._low.device)
 
-    def _whole_blocks(self, op):
-        """Return by how many blocks a channel one launch does a whole norm, or 0 where more do.
+    def _are_small(self, op):
+        """Whether one launch does a whole norm, which has no place for what others have."""
+        alone = self.shares.together(op.norm[0].name) == 1
+        return alone and norm_nhwc.are_small(self._low.lies[op.y].shape)
 
-        That has no place for what other ranks have, nor for the head.
-        """
-        if self.shares.together(op.norm[0].name) > 1:
-            return 0
-        blocks = norm_nhwc.whole_blocks(self._low.lies[op.y].shape, self._low.device)
-        return 0 if blocks > 1 and self._is_before_head(op) else blocks
-
-    def _is_before_head(self, op):
-        """Whether the head alone takes what `op` gives."""
+    def _is_made_by_head(self, op):
+        """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
         takers = [
             each
             for each in self._low.operations
             if op.y in (getattr(each, "x", None), getattr(each, "skip", None))
         ]
-        return [type(each) for each in takers] == [fuse.Head]
-
-    def _is_made_by_head(self, op):
-        """Whether the head, which alone takes what `op` gives, makes it of what the norm reads."""
-        return op.relu and self._is_before_head(op) and not self._whole_blocks(op)
+        alone = [type(each) for each in takers] == [fuse.Head]
+        return alone and op.relu and not self._are_small(op)
 
     def _norm_before(self, head):
         """Return what the convolution before the head has kept, if the head makes its output."""
@@ -545,11 +516,8 @@ class Step:
         weight, bias, _, _ = op.norm
         own = self._gradient(weight), self._gradient(bias)
         # The gradient of y takes y's place: nobody reads that any more.
-        blocks = self._whole_blocks(op)
-        if blocks:
-            launch = norm_nhwc.launch_norm_dgrad_whole(
-                y.shape, self._dtype, blocks=blocks, **options, **pitches
-            )
+        if self._are_small(op):
+            launch = norm_nhwc.launch_norm_dgrad_whole(y.shape, self._dtype, **options, **pitches)
             run(launch, dz, dpooled, y, kept.factors, kept.statistics, *own, y)
         else:
             coefficients = self._builder.buffer(2 * k)
@@ -689,7 +657,7 @@ class Step:
         self.slots = {slot: self._builder.buffer(size, kept=True) for slot in rule.slots}
         self.control = self._builder.buffer(len(flat.CONTROL), kept=True)
         self.steps = self._builder.buffer(len(flat.STEPS), np.int32, kept=True)
-        sums = self._squares or self._ranks_squares()
+        sums = self._squares()
         betas = tuple(rule.options.get(beta, 0.0) for beta in ("beta1", "beta2"))
         launch = flat.launch_begin(sums.size, math.inf if clip is None else clip, betas)
         run(launch, sums, self.control, self.steps)
@@ -700,40 +668,18 @@ class Step:
         launch = flat.launch_step(name, size, rule.options, copy is not None)
         run(launch, self.weights, self.gradients, *slots, copy, self.control)
 
-    def _cut(self):
-        """Return the piece of each parameter's gradient, and the buffer of all sums of squares."""
-        pieces, stop, missing = {}, self.layout.size, set()
-        for name, place in reversed(self.layout.places.items()):  # as backward has them
-            missing.add(name)
-            if place.start == 0 or stop - place.start >= _MANY_GRADIENTS:
-                piece = _Piece(place.start, stop - place.start, missing)
-                pieces |= dict.fromkeys(missing, piece)
-                stop, missing = place.start, set()
-        found = list(dict.fromkeys(pieces.values()))
-        counts = [self._count_sums(piece.size) for piece in found]
-        squares = self._builder.buffer(sum(counts))
-        for piece, first in zip(found, itertools.accumulate(counts, initial=0), strict=False):
-            piece.sums = squares, first
-        return pieces, squares
-
-    def _count_sums(self, size):
-        return flat.norm_parts(size, self._low.device)
-
-    def _square(self, start, size, sums):
-        launch = flat.launch_norm_parts(size, self._count_sums(size))
-        self._builder.run(launch, (self.gradients, start), sums)
-
-    def _ranks_squares(self):
+    def _squares(self):
         """Return sums of squares of all gradients, of each once: also of those that others have."""
         shares, found = self.shares, []
         for is_cut, run in self.layout.runs(shares.axes.__contains__):
             size = run.stop - run.start
-            found.append((is_cut, run.start, size, self._count_sums(size)))
+            found.append((is_cut, run.start, size, flat.norm_parts(size, self._low.device)))
         sums = self._builder.buffer(sum(n * (shares.row if cut else 1) for cut, *_, n in found))
         at = 0
         for is_cut, start, size, count in found:
             own = (self._builder.buffer(count), 0) if is_cut else (sums, at)
-            self._square(start, size, own)
+            launch = flat.launch_norm_parts(size, count)
+            self._builder.run(launch, (self.gradients, start), own)
             if is_cut:
                 self._say(ROW, own, (sums, at), count)
             at += count * (shares.row if is_cut else 1)

@@ -351,6 +351,24 @@ FAULTS = {
         "",
         AssertionError,
     ),
+    "columns multiplied before they are turned": (
+        "windows",
+        "barrier_wait(turned(turn.stage), turn.parity);",
+        "",
+        RACE,
+    ),
+    "columns turned with no fence behind": (
+        "windows",
+        "shared_fence();",
+        "",
+        emulator.EmulatorFault,
+    ),
+    "squares overwritten before they are read": (
+        "windows",
+        "__syncwarp();  // all",
+        "// all",
+        RACE,
+    ),
     "a tap that reads another's pixels": ("windows", "% 4 + tap % S;", "% 4;", AssertionError),
     "a line of dy that runs on into the next": (
         "windows",

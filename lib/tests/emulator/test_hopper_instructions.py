@@ -15,7 +15,9 @@ from convstudy.tensor_map import TensorMap
 F32, I32 = np.float32, np.int32
 HOPPER = (paths.KERNELS / "hopper.cuh").read_text()
 # Those need several blocks that run at the same time.
-OF_CLUSTERS = {"barrier_arrive_in", "barrier_wait_cluster", "store_in_block"}
+OF_CLUSTERS = {"cluster_rank", "cluster_sync", "address_in", "barrier_arrive_in"} | {
+    *("barrier_wait_cluster", "store_in_block", "shared_address")
+}
 ROOM = """
 extern __shared__ __align__(1024) unsigned char room[];
 """
@@ -524,6 +526,18 @@ def test_products_are_there_once_they_have_been_waited_for(rng):
     np.testing.assert_array_equal(product(rng, add=1, d=d, body=late)[0], d)
 
 
+def test_what_threads_have_written_is_multiplied_behind_their_fence(rng):
+    """Each turns the signs of a line, and says so before the barrier."""
+    turn = """
+        if (t < 64) for (int i = 0; i < 32; ++i) ((float*)a)[t * 32 + i] *= -1;
+        shared_fence();
+        __syncthreads();
+        keep(d);
+    """
+    d, exact, scale, _ = product(rng, body=PRODUCT.replace("    keep(d);", turn, 1))
+    agree(d, -exact, scale)
+
+
 FAULTS_OF_A_PRODUCT = {
     "beyond shared memory": (
         "db = describe(b, 1024",
@@ -547,7 +561,19 @@ FAULTS_OF_A_PRODUCT = {
         "    keep(d);",
         "if (t == 0) *(float*)a = 0; __syncthreads(); keep(d);",
         emulator.EmulatorFault,
-        "multiplies what a thread wrote",
+        r"multiplies what a thread wrote .* no shared_fence\(\)",
+    ),
+    "operands that a thread wrote after its fence": (
+        "    keep(d);",
+        "if (t == 0) shared_fence(), *(float*)a = 0; __syncthreads(); keep(d);",
+        emulator.EmulatorFault,
+        r"multiplies what a thread wrote .* no shared_fence\(\)",
+    ),
+    "operands that a thread writes with no barrier": (
+        "    keep(d);",
+        "if (t == 40) *(float*)a = 0, shared_fence(); keep(d);",
+        emulator.SharedRace,
+        "writes .* reads it",
     ),
     "operands overwritten while they are multiplied": (
         "wgmma_commit();",

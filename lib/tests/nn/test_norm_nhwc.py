@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from chips import A30, H200
 from nhwc_arrays import DTYPES, Bench, close, draw, host, nchw, nhwc, plant, stored
 
 from convstudy.device import EMULATOR
@@ -46,7 +45,7 @@ def forward_whole(bench, x, weight, bias, running, arrays, options):
     mean, var = map(bench.array, running)
     names = ("pitch_x", "pitch_residual", "pitch_y", "pitch_pooled")
     launch = norm_nhwc.launch_norm_whole(
-        x.shape, x.dtype, eps=EPS, momentum=MOMENTUM, **options, **dict.fromkeys(names, x.pitch)
+        x.shape, x.dtype, **options, eps=EPS, momentum=MOMENTUM, **dict.fromkeys(names, x.pitch)
     )
     given = bench.array(weight), bench.array(bias), mean, var
     bench.run(launch, x, *given, statistics, factors, *arrays)
@@ -199,10 +198,6 @@ def test_norm_does_what_it_is_told_to(bench, case, dtype, options, rng):
     ],
 )
 def test_norm_in_one_launch(bench, case, dtype, options, rng):
-    do_norm_whole(bench, case, dtype, options, rng)
-
-
-def do_norm_whole(bench, case, dtype, options, rng):
     """In place, so that no block may read what another has."""
     shape, around = case
     n, h, w, c = shape
@@ -256,8 +251,6 @@ def before_norm(dz, dpooled, x, a, b, relu, dtype):
 
 def backward(bench, arrays, statistics, factors, options, rows, training, dx):
     """Run all three kernels, or without `rows` the one; return dx, dweight and dbias."""
-    options = dict(options)
-    blocks = options.pop("blocks", 1)
     x, c = arrays[2], arrays[2].channels
     pitches = {
         f"pitch_{name}": array.pitch
@@ -268,12 +261,7 @@ def backward(bench, arrays, statistics, factors, options, rows, training, dx):
     dweight, dbias, coefficients = (bench.unwritten(*s) for s in ((c,), (c,), (2, c)))
     if rows is None:
         launch = norm_nhwc.launch_norm_dgrad_whole(
-            *(x.shape, x.dtype),
-            training=training,
-            blocks=blocks,
-            pitch_dx=dx.pitch,
-            **options,
-            **pitches,
+            x.shape, x.dtype, **options, training=training, **pitches, pitch_dx=dx.pitch
         )
         bench.run(launch, *arrays, factors, statistics, dweight, dbias, dx)
         return dx.get(), host(dweight), host(dbias)
@@ -378,42 +366,6 @@ def test_forward_and_backward_with_the_statistics_the_kernels_find(bench, rng):
     truth = gradients.batch_norm_dgrad(g, nchw(values), weight, mean, var, EPS)
     for actual, expected in zip(found, (nhwc(truth[0]), *truth[1:]), strict=True):
         close(actual, expected, 17**2)
-
-
-# ---- clusters ------------------------------------------------------------------------------------
-# Odd images, of which the last block has fewer; more channels than a block has lanes for.
-CLUSTERED = [
-    (((1, 33, 47, 64), (0, 64)), {}, 8),
-    (((3, 21, 9, 24), (8, 0)), {"pool": True}, 8),
-    (((1, 5, 13, 3), (0, 0)), {}, 4),
-    (((2, 17, 31, 16), (0, 0)), {"pool": True}, 2),
-]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("case", "options", "blocks"), CLUSTERED)
-def test_clusters_do_what_one_block_does(case, options, blocks, dtype, rng):
-    from convstudy.device import get_device
-
-    where = get_device()
-    if where.compute_capability < (9, 0):
-        pytest.skip("this GPU has no clusters")
-    options = {**options, "blocks": blocks}
-    do_norm_whole(Bench(where), case, dtype, {**options, "residual": True}, rng)
-    for write in ("dx", "dz", "x"):
-        do_backward(Bench(where), case, dtype, options, rng, rows=None, write=write)
-
-
-def test_clusters_are_for_gpus_that_have_them():
-    small, large, huge = (1, 16, 23, 512), (16, 32, 47, 256), (16, 64, 95, 128)
-    found = {
-        chip: [norm_nhwc.whole_blocks(s, chip) for s in (small, large, huge)]
-        for chip in (H200, A30, EMULATOR)
-    }
-    assert found == {H200: [1, 8, 0], A30: [1, 0, 0], EMULATOR: [1, 0, 0]}
-    with pytest.raises(ValueError, match="60 cells are too few for 8 blocks"):
-        norm_nhwc.launch_norm_whole((1, 6, 10, 64), "float32", blocks=8)
 
 
 # ---- the same bits, faults, errors ---------------------------------------------------------------
