@@ -110,8 +110,10 @@ def test_tiles_and_splits_on_the_emulator_give_the_right_result(
 def test_every_tile_is_among_those_tried_on_the_emulator():
     tried = {choice[0] for kernel, _, choice in CHOSEN if family(kernel) is hopper}
     all_tiles = {*hopper._TILES_SPLIT, *hopper._TILES_WHOLE}
-    assert {dataclasses.replace(tile, filters_first=False) for tile in tried} == all_tiles
+    usual = {dataclasses.replace(tile, filters_first=False, turns=False) for tile in tried}
+    assert usual == all_tiles
     assert any(tile.filters_first for tile in tried)
+    assert any(tile.turns for tile in tried)
 
 
 @pytest.mark.gpu
@@ -353,8 +355,8 @@ FAULTS = {
     ),
     "columns multiplied before they are turned": (
         "windows",
-        "barrier_wait(turned(turn.stage), turn.parity);",
-        "",
+        "turn.parity);\n            barrier_wait(turned(turn.stage), turn.parity);",
+        "turn.parity);",
         RACE,
     ),
     "columns turned with no fence behind": (
@@ -502,7 +504,11 @@ def test_passes_that_turn_filters_or_pixels_say_so_in_steps():
         for precision in PRECISIONS
     }
     assert steps["fprop", "fp32"][0] == "conv2d_operand_1_split"
-    assert steps["wgrad", "tf32"][0] == "conv2d_operand_1_split"
+    assert steps["wgrad", "fp32"][0] == "conv2d_operand_1_split"
     for w in PASSES:
         assert steps[w, "bf16"][0] == f"conv2d_{w}_10_wgmma"
     assert steps["fprop", "tf32"][0] == "conv2d_fprop_10_wgmma"
+    wgrad = "conv2d_wgrad_10_wgmma", of(problem, "tf32"), H200
+    for choice in hopper.choices(*wgrad):
+        before = hopper.plan(*wgrad, choice).all_launches[0].kernel == "conv2d_operand_1_split"
+        assert before != choice.tile.turns
