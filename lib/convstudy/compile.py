@@ -25,7 +25,7 @@ _HOPPER = "sm_90a"
 
 _OPTIONS = ("-std=c++17",)
 # What a kernel does only if it is asked for it.
-_ASKED_FOR = ("STATISTICS", "STREAM", "SUMMAND", "WINDOWS")
+_ASKED_FOR = ("GAPS", "STATISTICS", "STREAM", "SUMMAND", "WINDOWS")
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")

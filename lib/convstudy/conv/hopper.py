@@ -16,8 +16,8 @@ RESERVED_BYTES = 1024 + 256
 MOST_STAGES = 8
 # In which a warpgroup's lanes exchange what they store.
 EXCHANGE_BYTES = 4 * 2048
-# Warps that turn an operand: all that is left of the producer's.
-_TURNERS = 3
+# Warps that turn an operand: one for each 32 columns of the tiles that have them.
+_TURNERS = 2
 # How far a corner of an im2col map may lie outside (cuTensorMapEncodeIm2col, four dimensions).
 _FARTHEST = 127
 # How many blocks may share a sum as a cluster, on every GPU that has clusters.
@@ -179,9 +179,8 @@ def choices(kernel, problem, device):
     if which == "dgrad" and problem.precision == "tf32":
         tiles += tuple(replace(tile, filters_first=True) for tile in tiles)
     if which == "wgrad" and problem.precision == "tf32":
-        # Where two blocks share a multiprocessor, 128 rows leave no registers to turn with.
-        turning = (tile for tile in tiles if tile.blocks * tile.rows_64 < 4)
-        tiles += tuple(replace(tile, turns=True) for tile in turning)
+        # Wider tiles are turned faster before: shared memory has little to spare.
+        tiles += tuple(replace(tile, turns=True) for tile in tiles if tile.n == 64)
     found = []
     for tile in tiles:
         needed = _product(which, problem, tile)
@@ -230,8 +229,7 @@ def estimate(kernel, problem, device, choice):
     multiplying = together * terms * tile.m * tile.n / 32 / 0.91
     loading = together * tile.stage_bytes(terms) / 48
     if tile.turns:
-        # An estimate: what is read and written once more keeps products waiting.
-        multiplying += together * LINE_BYTES * tile.n / 128
+        multiplying *= 1.15  # an estimate: what turns keeps shared memory from what multiplies
     step = max(multiplying, loading, 600)
     writing = 3100 + 0.16 * together * tile.m * tile.n
     cycles = rounds * (steps * step + writing)

@@ -36,6 +36,10 @@ class Choice(NamedTuple):
     columns: int
     splits: int = 1
 
+    def is_turned_before(self, problem):
+        """Whether a launch turns dy before, and not the kernel itself."""
+        return self.rows == 1 and problem.itemsize == 4
+
     @property
     def m(self):
         return self.rows * _CONSUMERS * _CHANNELS
@@ -128,6 +132,8 @@ def estimate(kernel, problem, device, choice):
     cycles = rounds * (steps * step + 3100 + 0.16 * choice.m * choice.columns)
     if _has_parts(p, choice):
         cycles += 4000 + 4 * p.k * p.terms * choice.splits / 2000
+    if choice.is_turned_before(p):
+        cycles += 5700 + 8 * p.n * p.p * p.q * p.k / 2300
     return cycles
 
 
@@ -148,12 +154,19 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launches of the kernel; `choice` is one of `choices`, or the `best`."""
     p = problem
     choice = choice or best(kernel, p, device)
-    lines, dtype = hopper.depth(p), hopper.map_dtype(p)
+    filled, lines, dtype = _filled(p), hopper.depth(p), hopper.map_dtype(p)
     source = epilogue.source
     pitches = (source.pitch, source.line, source.image) if source else None
     window = lines, _pixels(p) + _MORE, 1, 1
     x = TensorMap(dtype, (p.c, p.w, p.h, p.n), window, pitches=pitches)
-    dy = TensorMap(dtype, (p.k, p.q, p.p, p.n), (lines, _pixels(p), 1, 1))
+    temporaries, steps, second = [], [], 1
+    if not choice.is_turned_before(p):
+        dy = TensorMap(dtype, (p.k, p.q, p.p, p.n), (lines, _pixels(p), 1, 1))
+    else:
+        depth, second = p.n * p.p * filled, 3
+        dy = hopper.lines_map(dtype, (depth, p.k), choice.columns)
+        temporaries.append((p.k, depth))
+        steps.append((_turning(p, depth, filled), (1, 3)))
     has_parts = _has_parts(p, choice)
     main = Launch(
         kernel,
@@ -173,8 +186,24 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         choice.stages(p) * (choice.stage_bytes(p) + 24) + _CONSUMERS * hopper.EXCHANGE_BYTES + 16,
         (x, dy),
     )
-    if not has_parts:
+    steps.append((main, (0, second, 3 + len(temporaries) if has_parts else 2)))
+    if has_parts:
+        size = p.k * p.terms
+        adding = gemm.total(size, choice.splits, p.k, p, epilogue)
+        steps.append((adding, (3 + len(temporaries), None, 2)))
+        temporaries.append((choice.splits * size,))
+    if len(steps) == 1:
         return main
-    size = p.k * p.terms
-    adding = gemm.total(size, choice.splits, p.k, p, epilogue)
-    return Sequence(((main, (0, 1, 3)), (adding, (3, None, 2))), ((choice.splits * size,),), 0)
+    return Sequence(tuple(steps), tuple(temporaries), int(second == 3))
+
+
+def _turning(problem, depth, filled):
+    """Return the launch that turns dy, each line of it filled up with zeros."""
+    p = problem
+    return Launch(
+        "conv2d_operand_1_split",
+        (depth // 32 * math.ceil(p.k / 64),),
+        (256,),
+        (p.k, depth, depth, p.q, filled),
+        (("TURN", 1), ("TERMS", 1), ("ORDER", 0), ("VECTOR", 4), ("GAPS", 1)),
+    )

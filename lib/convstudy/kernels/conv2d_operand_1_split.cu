@@ -56,8 +56,14 @@ conv2d_operand_1_split(const float* __restrict__ from, float* __restrict__ to, i
     for (int i = 0; i < EACH; ++i) {
         const int at = threadIdx.x + i * THREADS, d = d0 + at / ACROSS;
         const int line = line0 + at % ACROSS * VECTOR;
+#ifdef GAPS
+        // Rows of `inner` lines, filled up to `outer` with zeros.
+        const size_t row = (size_t)(d / outer) * inner + d % outer;
+        const bool is_there = d < depth && d % outer < inner && line < lines;
+#else
         const size_t row = (size_t)(d % inner) * outer + d / inner;
         const bool is_there = d < depth && line < lines;
+#endif
         if (VECTOR == 4) {
             const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             *(float4*)in[i] = is_there ? *(const float4*)(from + row * lines + line) : zero;

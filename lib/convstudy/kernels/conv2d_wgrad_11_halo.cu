@@ -6,9 +6,10 @@
 //           dy, and of x what the filter's rows meet there: windows with two pixels more, which
 //           each tap reads from another line on. Beyond a line's end dy is zero, so that no window
 //           runs over it. bf16 is multiplied as it lies. Of TF32, x is turned on its way through
-//           registers, and dy where it lies, by warps that have nothing else to do: each number
-//           serves nine taps. A launch of its own before turned it at the bandwidth of memory,
-//           for up to a third of the time.
+//           registers. dy is turned where it lies, by warps that have nothing else to do, if each
+//           number serves nine taps: a launch before took up to a third of the time for it. For
+//           three taps that launch is faster (64 images of dec1a: 0.70 ms, and 0.81 without):
+//           shared memory, which feeds the products, has little to spare.
 // Ahead     While TF32's products are under way, the pixels of the next are read; not over the end
 //           of a stage, where the compiler would wait for each product (C7513). One product ahead
 //           instead of three took 1% to 3% longer; addresses worked out anew for each product, 1.5
@@ -24,7 +25,7 @@
 #endif
 #define ROWS_64 WINDOWS
 #define TERMS 1
-#define TURNERS (BF16 ? 0 : 2)
+#define TURNERS (BF16 || WINDOWS == 1 ? 0 : 2)
 // C: where a tap's rows of out begin depends on it.
 #ifndef CHANNELS
 #define CHANNELS 64
@@ -137,7 +138,7 @@ struct FromWindows {
         sums.clear();
         for (int tile = 0; tile < tiles; ++tile, turn.next()) {
             barrier_wait(full(turn.stage), turn.parity);
-            barrier_wait(turned(turn.stage), turn.parity);
+            if (TURNERS) barrier_wait(turned(turn.stage), turn.parity);
             const unsigned char* stage = stage_of(turn.stage);
             const uint64 b = describe(stage + BYTES_A, 1024, 0);
             fetch(x[0], stage, 0, 0);
@@ -164,23 +165,29 @@ struct Copies {
     const TensorMap &x, &dy;
     int P, tiles, pad_h, pad_w;  // tiles of a line
     Corner corner;
-    int k, q, p, n;
+    int k, place, q, p, n;
 
     __device__ __forceinline__ void start(const Item& item)
     {
         corner = Corner(item);
         k = item.column;
-        q = item.first % tiles;
-        p = item.first / tiles % P;
-        n = item.first / tiles / P;
+        place = item.first;
+        q = place % tiles;
+        p = place / tiles % P;
+        n = place / tiles / P;
     }
     __device__ __forceinline__ void next(unsigned char* a, unsigned char* b, uint64* barrier)
     {
         for (int i = 0; i < WINDOWS * LINES_64; ++i)
             load_box(a + i * BYTES_LINES, x, barrier, corner.channel + i % LINES_64 * TILE_D,
                      q * TILE_D - pad_w, p + corner.r + i / LINES_64 - pad_h, n);
+#if BF16 || TURNERS
         for (int i = 0; i < TILE_N; i += TILE_D)
             load_box(b + i * 128, dy, barrier, k + i, q * TILE_D, p, n);
+#else
+        load_box(b, dy, barrier, place * TILE_D, k);
+        ++place;
+#endif
         if (++q < tiles) return;
         q = 0;
         if (++p == P) p = 0, ++n;

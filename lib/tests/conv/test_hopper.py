@@ -82,7 +82,8 @@ def some_choices(kernel, precision):
         return found[first % 2 :: 2]
     if family(kernel) is windows:
         return [windows.Choice(3, 64), windows.Choice(1, 128, 3)][:: 1 - 2 * (first % 2)]
-    tiles = list(dict.fromkeys(choice.tile for choice in found))[first % 4 :: 4]
+    tiles = list(dict.fromkeys(choice.tile for choice in found))
+    tiles = tiles[first % 4 :: 4] + [tile for tile in tiles if tile.turns]
     return [hopper.Choice(tile, 1 + 3 * ((first + i) % 2)) for i, tile in enumerate(tiles)]
 
 
@@ -355,8 +356,8 @@ FAULTS = {
     ),
     "columns multiplied before they are turned": (
         "windows",
-        "turn.parity);\n            barrier_wait(turned(turn.stage), turn.parity);",
-        "turn.parity);",
+        "if (TURNERS) barrier_wait(turned(turn.stage), turn.parity);",
+        "",
         RACE,
     ),
     "columns turned with no fence behind": (
