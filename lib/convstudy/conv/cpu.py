@@ -7,6 +7,7 @@ layout NCHW take another through `in_layout`, and bfloat16 through `in_float32`.
 
 import functools
 import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,12 +18,13 @@ from convstudy.conv import reference
 from convstudy.loops import compiled
 from convstudy.problem import ConvProblem
 
-# Floats of unfolded input held at once: 4 MiB. Half of it costs 6% more time over U-Net's layers
-# and twice of it 5%: smaller blocks make matrices too narrow for BLAS, larger ones fall out of
-# the cache between their writing and their reading (AMD Zen 5, 1 MiB of L2, 32 MiB of L3).
+# Floats of unfolded input that a thread has at once: 4 MiB. Half of it costs 6% more time over
+# U-Net's layers and twice of it 5%: smaller blocks make matrices too narrow for BLAS, larger ones
+# fall out of the cache between their writing and their reading (AMD Zen 5, 1 MiB of L2, 32 MiB of
+# L3).
 _BLOCK = 2**20
-# Floats whose copying takes longer than to tell a thread of it.
-_LEAST_COPY = 2**16
+# Products that take longer than to tell threads of them.
+_LEAST_PRODUCTS = 2**20
 
 
 def plain(problem, x, w, bias, out):
@@ -72,16 +74,26 @@ def blas(problem, x, w, bias, out):
 
     Notes
     -----
-    The product runs on the threads that BLAS is set to (`limit_threads`), and so does unfolding,
-    which is copying: left to one, it would stay as it is while products shrink with more threads.
-    To share out whole blocks, one thread for the product of each, took a third longer on two.
-    The unfolded input is R S times the input, so it is made block by block; a block is some rows
-    of the output, or part of one row where that is too long.
+    It runs on as many threads as BLAS is set to (`limit_threads`), but on threads of its own, each
+    of which multiplies by itself: those of BLAS wait by spinning, and with others that unfold
+    beside them, 16 cores of a Xeon took longer than with one that does.
+    The unfolded input is R S times the input, so it is made block by block, a block for each
+    thread; a block is some rows of the output, or part of one row where that is too long. Where
+    there are fewer blocks, threads share the channels of one, and then its filters. For each thread
+    to multiply what it has just unfolded took a fifth longer on two.
     """
+    count = _threads_for(problem)
     filters = w.reshape(problem.k, problem.terms)
     results = out.reshape(problem.n, problem.k, problem.p * problem.q)
-    for result, pixels, unfolded in _unfolded(problem, x, results):
-        np.matmul(filters, unfolded, out=result[:, pixels])
+
+    def multiply(task):
+        (result, pixels, unfolded), part = task
+        np.matmul(filters[part], unfolded, out=result[part, pixels])
+
+    with limit_threads(1):
+        for blocks in _unfolded(problem, x, results, count):
+            parts = _parts(problem.k, math.ceil(count / len(blocks)))
+            _share_out(multiply, itertools.product(blocks, parts), count)
     if bias is not None:
         out += bias[:, None, None]
 
@@ -110,51 +122,90 @@ def wgrad(problem, x, dy, dw):
         size = problem.r, problem.s
         dw[...] = reference.conv2d_wgrad(x, dy, size, problem.stride, problem.padding)
         return
+    count = _threads_for(problem)
     total = np.zeros((problem.k, problem.terms), np.float32)
     gradients = dy.reshape(problem.n, problem.k, problem.p * problem.q)
-    for gradient, pixels, unfolded in _unfolded(problem, x, gradients):
-        total += gradient[:, pixels] @ unfolded.T
+
+    def add(task):
+        part, blocks = task
+        for gradient, pixels, unfolded in blocks:
+            total[part] += gradient[part, pixels] @ unfolded.T
+
+    with limit_threads(1):
+        for blocks in _unfolded(problem, x, gradients, count):
+            _share_out(add, [(part, blocks) for part in _parts(problem.k, count)], count)
     dw[...] = total.reshape(dw.shape)
 
 
-def _unfolded(problem, x, outputs):
-    """Unfold the input block by block, for the outputs (N, K, P Q) of each image.
+def _unfolded(problem, x, outputs, count):
+    """Unfold the input, `count` blocks at a time, for the outputs (N, K, P Q) of each image.
 
     Yields
     ------
+    list of (output, pixels, unfolded), valid until the next:
     output : (K, P Q) array
         The image's part of `outputs`.
     pixels : slice
         Which of its pixels the block makes.
     unfolded : (C R S, pixels) array
-        Valid until the next block.
     """
     p, q, taps = problem.p, problem.q, problem.terms
-    rows = max(1, min(p, _BLOCK // (taps * q)))
-    columns = max(1, min(q, _BLOCK // taps)) if rows == 1 else q
-    buffer = np.empty(taps * rows * columns, np.float32)
-    for image, output in zip(x, outputs, strict=True):
-        windows = _windows(problem, image)
-        for i, j in itertools.product(range(0, p, rows), range(0, q, columns)):
-            block = windows[..., i : i + rows, j : j + columns]
+    rows, columns = _block(problem)
+    places = itertools.product(range(problem.n), range(0, p, rows), range(0, q, columns))
+    windows = functools.lru_cache(1)(lambda n: _windows(problem, x[n]))
+    buffers = []
+    while group := list(itertools.islice(places, count)):
+        blocks, copies = [], []
+        for number, (n, i, j) in enumerate(group):
+            block = windows(n)[..., i : i + rows, j : j + columns]
             # An image under filters of one pixel is unfolded as it lies.
             if not block.flags.c_contiguous:
-                unfolded = buffer[: block.size].reshape(block.shape)
-                _copy(unfolded, block)
+                if number == len(buffers):
+                    buffers.append(np.empty(taps * rows * columns, np.float32))
+                unfolded = buffers[number][: block.size].reshape(block.shape)
+                parts = _parts(problem.c, math.ceil(count / len(group)))
+                copies += [(unfolded[part], block[part]) for part in parts]
                 block = unfolded
             # The block's outputs lie side by side: they are whole rows, or all in one row.
-            first, count = i * q + j, block.size // taps
-            yield output, slice(first, first + count), block.reshape(taps, count)
+            first, pixels = i * q + j, block.size // taps
+            block = block.reshape(taps, pixels)
+            blocks.append((outputs[n], slice(first, first + pixels), block))
+        _share_out(lambda pair: np.copyto(*pair), copies, count)
+        yield blocks
 
 
-def _copy(to, block):
-    """Copy a block, its channels shared out to threads: NumPy lets others run meanwhile."""
-    count = min(threads(), len(block), block.size // _LEAST_COPY)
-    if count < 2:
-        np.copyto(to, block)
-        return
-    parts = [slice(i * len(block) // count, (i + 1) * len(block) // count) for i in range(count)]
-    list(_workers(count).map(lambda part: np.copyto(to[part], block[part]), parts))
+def _block(problem):
+    """Return the rows of the output that a block makes, and how much of one."""
+    taps, q = problem.terms, problem.q
+    rows = max(1, min(problem.p, _BLOCK // (taps * q)))
+    return rows, max(1, min(q, _BLOCK // taps)) if rows == 1 else q
+
+
+def unfolded_bytes(problem):
+    """Return the most bytes of unfolded input that `blas` holds at once."""
+    rows, columns = _block(problem)
+    blocks = problem.n * math.ceil(problem.p / rows) * math.ceil(problem.q / columns)
+    return 4 * problem.terms * rows * columns * min(blocks, _threads_for(problem))
+
+
+def _threads_for(problem):
+    """Return on how many threads a problem is done: those of BLAS, or one where it is small."""
+    return threads() if problem.macs >= _LEAST_PRODUCTS else 1
+
+
+def _parts(size, count):
+    """Cut `size` things into `count` slices that are nearly as long, none of them empty."""
+    count = min(size, count)
+    return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+
+def _share_out(do, tasks, count):
+    """Do the tasks on `count` threads; NumPy and BLAS let others run meanwhile."""
+    if count == 1:
+        for task in tasks:
+            do(task)
+    else:
+        list(_workers(count).map(do, tasks))
 
 
 def in_layout(compute):
@@ -211,7 +262,7 @@ def _windows(problem, image):
 
 @functools.cache
 def _workers(count):
-    return ThreadPoolExecutor(count, thread_name_prefix="copy")
+    return ThreadPoolExecutor(count, thread_name_prefix="convolve")
 
 
 @functools.cache

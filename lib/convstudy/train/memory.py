@@ -3,6 +3,8 @@
 
 import bisect
 
+from convstudy.conv import cpu
+
 # Beside what the tape holds: gradients on their way, in images of the widest layer of a batch.
 _PASSING = 4
 _FLOAT = 4
@@ -44,7 +46,9 @@ def forward_bytes(network, h, w):
     # At the first level: what is handed over to the decoder, two arrays of its width before the
     # last block, joined in a third, and what comes of that.
     skips = sum(block.k * (h >> block.level) * (w >> block.level) for block in network.encoder)
-    return _FLOAT * (skips + 5 * network.width * h * w + network.parameter_count)
+    numbers = skips + 5 * network.width * h * w + network.parameter_count
+    unfolded = (cpu.unfolded_bytes(problem) for _, problem in network.layers(h, w))
+    return _FLOAT * numbers + max(unfolded)
 
 
 def check(needs, batch, free, where):

@@ -171,9 +171,14 @@ def _resized(planes, size):
 def _check_memory(network, size, scale):
     needed, free = forward_bytes(network, *size), free_bytes()
     if needed > free:
-        # Memory goes with the area; a tenth is left for what the estimate does not see.
-        fits = 0.9 * scale * math.sqrt(free / needed)
+        # Of a hundred smaller ones; a tenth is left for what the estimate does not see.
+        fits = next((i / 100 for i in range(99, 0, -1) if _bytes(network, size, i) < 0.9 * free), 0)
+        way_out = f"scale={fits * scale:.2g} fits" if fits else "no scale fits"
         raise MemoryError(
             f"segment: at {size[0]} x {size[1]} the network takes {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; scale={fits:.2g} fits"
+            f"{free / 2**30:.1f} GiB are free; {way_out}"
         )
+
+
+def _bytes(network, size, percent):
+    return forward_bytes(network, *(max(LEAST_SIZE, side * percent // 100) for side in size))

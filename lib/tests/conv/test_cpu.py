@@ -36,26 +36,31 @@ def test_without_bias(title, function, rng):
 
 
 # From one unfolded pixel at a time, through parts of rows, to several rows.
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("block", [1, 100, 300, 2000])
 @pytest.mark.parametrize("title", PROBLEMS)
-def test_blas_does_not_depend_on_how_it_is_cut(title, block, rng, monkeypatch):
+def test_blas_does_not_depend_on_how_it_is_cut(title, block, threads, rng, monkeypatch):
     problem = PROBLEMS[title]
     arrays = random_arrays(problem, rng)
     monkeypatch.setattr(cpu, "_BLOCK", block)
+    monkeypatch.setattr(cpu, "_threads_for", lambda problem: threads)
     unfolded, empty = [], np.empty
     monkeypatch.setattr(np, "empty", lambda *a, **k: unfolded.append(a[0]) or empty(*a, **k))
     output = convolve(cpu.blas, problem, *arrays)
     tolerance.assert_close(output, truth(problem, *arrays), problem.terms + 1)
-    assert max(size for size in unfolded if isinstance(size, int)) <= max(block, problem.terms)
+    sizes = [size for size in unfolded if isinstance(size, int)]
+    assert max(sizes, default=0) <= max(block, problem.terms)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("block", [1, 300, 2**20])
 @pytest.mark.parametrize("title", PROBLEMS)
-def test_gradients(title, block, rng, monkeypatch):
+def test_gradients(title, block, threads, rng, monkeypatch):
     problem = PROBLEMS[title]
     x, w, _ = random_arrays(problem, rng)
     dy = rng.standard_normal(problem.y_shape, dtype=np.float32)
     monkeypatch.setattr(cpu, "_BLOCK", block)
+    monkeypatch.setattr(cpu, "_threads_for", lambda problem: threads)
     how = problem.stride, problem.padding
     dx, dw = np.full_like(x, np.nan), np.full_like(w, np.nan)
     cpu.dgrad(problem, dy, w, dx)
