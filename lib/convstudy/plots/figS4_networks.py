@@ -34,10 +34,12 @@ _NO_RIVALS = ("cpu-plain", "offload")
 def read(machines, current_sha256=None):
     """Return what two suites measured on `machines`: all, and contests with PyTorch alone.
 
-    Where both have the same contest, the newer record's counts. As `records.table`.
+    Where records have the same contest, the newest one's counts. As `records.table`.
     """
-    suites = "networks", "networks-contest"
-    tables = [records.table(suite, machines, current_sha256) for suite in suites]
+    tables = [
+        records.table("networks", machines, current_sha256),
+        records.table("networks-contest", machines, current_sha256, older=True),
+    ]
     both = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     contest = both[both["clock"] == "event"]
     if contest.empty:

@@ -62,12 +62,14 @@ def newest(machine, suite):
     """
     check_machines([machine])
     files = _files(paths.MEASUREMENTS / machine, suite)
-    if not files:
-        return None
-    record = load(files[-1])
+    return _own(machine, files[-1]) if files else None
+
+
+def _own(machine, file):
+    record = load(file)
     if record["machine"]["slug"] != machine:
         raise RecordError(
-            f"{machine}/{files[-1].name}: machine.slug: {record['machine']['slug']!r}, yet it lies "
+            f"{machine}/{file.name}: machine.slug: {record['machine']['slug']!r}, yet it lies "
             f"in the folder of {machine!r}"
         )
     return record
@@ -91,7 +93,7 @@ def every(suite):
             warnings.warn(f"left out: {error}", stacklevel=2)
 
 
-def table(suite, of=None, current_sha256=None):
+def table(suite, of=None, current_sha256=None, older=False):
     """Return the results of the newest record of `suite` of each machine.
 
     Parameters
@@ -103,6 +105,8 @@ def table(suite, of=None, current_sha256=None):
         ``current_sha256(kernel, defines) -> str``, the hash of a kernel's source as it is now. A
         row of another hash is stale: its kernel, or one of those that it names, has changed since
         it was measured.
+    older : bool
+        Whether those of all other records come before: of a suite that is measured part by part.
 
     Returns
     -------
@@ -116,9 +120,12 @@ def table(suite, of=None, current_sha256=None):
 
     rows = []
     for machine in machines() if of is None else of:
-        record = newest(machine, suite)
-        for result in record["results"] if record else ():
-            rows.append(_row(record, machine, result, current_sha256))
+        check_machines([machine])
+        files = _files(paths.MEASUREMENTS / machine, suite)
+        for file in files if older else files[-1:]:
+            record = _own(machine, file)
+            for result in record["results"]:
+                rows.append(_row(record, machine, result, current_sha256))
     return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
 
 

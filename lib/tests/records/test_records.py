@@ -349,6 +349,8 @@ def test_a_table_has_the_newest_record_of_each_machine(measurements):
         "20230101T000000Z-abababa-ladder",
     }
     assert list(records.table("ladder", ["second"])["case"]) == ["theirs"]
+    older = records.table("ladder", ["box"], older=True)
+    assert list(older["case"]) == ["old", "new", "newer"]
     assert records.machines() == ("box", "second")
 
 
