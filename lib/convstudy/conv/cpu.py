@@ -98,6 +98,19 @@ def blas(problem, x, w, bias, out):
         out += bias[:, None, None]
 
 
+def multiply(a, b):
+    """Return the matrix product of (M, K) and (..., K, N), on threads as `blas` has them."""
+    out = np.empty((*b.shape[:-2], len(a), b.shape[-1]), np.float32)
+    count = threads() if out.size * a.shape[1] >= _LEAST_PRODUCTS else 1
+
+    def fill(part):
+        np.matmul(a[part], b, out=out[..., part, :])
+
+    with limit_threads(1):
+        _share_out(fill, _parts(len(a), count), count)
+    return out
+
+
 def dgrad(problem, dy, w, dx):
     """Compute the gradient of the input, (N, C, H, W).
 

@@ -22,8 +22,8 @@ class Choice(NamedTuple):
     warps: int
 
 
-# There is no `cost`: what these take has not been measured. They are taken where tuning finds them
-# fastest, and where no other kernel says what it costs.
+# There is no `cost`: the estimate tells choices apart, and is fitted to nothing. They are taken
+# where tuning finds them fastest, and where no other kernel says what it costs.
 
 
 def takes_bf16(kernel):
@@ -42,6 +42,8 @@ def supports(kernel, problem, device):
         return False, "it takes filters of 1 x 1 at a stride of 1 without padding"
     if _pixels(p) > _MOST_PIXELS:
         return False, f"it takes at most {_MOST_PIXELS} pixels; N P Q={_pixels(p)}"
+    if max(p.c, p.k) >= 2**31:
+        return False, "channels or filters are 2^31 or more; cut the layer"
     if p.dtype == "bfloat16" and device.compute_capability < (8, 0):
         return False, f"it needs sm_80 or later for bfloat16; {device.name} is older"
     return True, ""

@@ -53,14 +53,15 @@ class BlasOps(Ops):
     def average_pool2d(self, x, size=1):
         n, c, h, w = x.shape
         with cpu.limit_threads(self.threads):
-            return (x.reshape(n * c, h * w) @ _averaging(h, w, size)).reshape(n, c, size, size)
+            y = cpu.multiply(x.reshape(n * c, h * w), _averaging(h, w, size))
+        return y.reshape(n, c, size, size)
 
     def add(self, x, y):
         return np.add(x, y, out=x)
 
     def linear(self, x, w, bias):
         with cpu.limit_threads(self.threads):
-            y = x.reshape(len(x), -1) @ w.T
+            y = np.ascontiguousarray(cpu.multiply(w, x.reshape(len(x), -1).T).T)
         y += bias
         return y
 
@@ -69,7 +70,7 @@ class BlasOps(Ops):
         k = w.shape[1]
         y = np.empty((n, k, 2 * height, 2 * width), np.float32)
         with cpu.limit_threads(self.threads):
-            taps = w.reshape(c, 4 * k).T @ x.reshape(n, c, height * width)
+            taps = cpu.multiply(w.reshape(c, 4 * k).T, x.reshape(n, c, height * width))
         taps = taps.reshape(n, k, 2, 2, height, width)
         for r in range(2):
             for s in range(2):
@@ -80,8 +81,9 @@ class BlasOps(Ops):
         n, c, h, w = x.shape
         down, across = _interpolation(h), _interpolation(w)
         with cpu.limit_threads(self.threads):
-            wide = x.reshape(n * c * h, w) @ across.T
-            return (down @ wide.reshape(n * c, h, 2 * w)).reshape(n, c, 2 * h, 2 * w)
+            wide = cpu.multiply(x.reshape(n * c * h, w), across.T)
+            y = cpu.multiply(down, wide.reshape(n * c, h, 2 * w))
+        return y.reshape(n, c, 2 * h, 2 * w)
 
     def pad_concat(self, skip, x):
         n, c, h, w = skip.shape

@@ -94,6 +94,8 @@ REFUSED = {
     "a filter of more than a pixel": ({"r": 3, "padding": (1, 0)}, "filters of 1 x 1"),
     "a stride": ({"stride": (1, 2)}, "at a stride of 1"),
     "nine pixels": ({"w": 9}, "at most 8 pixels; N P Q=9"),
+    "too many channels": ({"c": 2**31}, "2\\^31 or more; cut the layer"),
+    "too many filters": ({"k": 2**31}, "2\\^31 or more; cut the layer"),
 }
 
 

@@ -207,7 +207,9 @@ def test_of_contests_in_two_records_the_newer_counts(table, monkeypatch):
     ]
     theirs = [row | {"execution": "pytorch-graph", "median_s": 1.0} for row in later]
     suites = {"networks": table, "networks-contest": rows.table([*later, *theirs])}
-    monkeypatch.setattr(figS4_networks.records, "table", lambda suite, *given, **more: suites[suite])
+    monkeypatch.setattr(
+        figS4_networks.records, "table", lambda suite, *given, **more: suites[suite]
+    )
     both = figS4_networks.compare(figS4_networks.read(["here"]))
     gpu = both[(both["network"] == "vgg16") & (both["what"] == "inference")].set_index("n")
     assert gpu["ratio"].to_dict() == {1: pytest.approx(100), 64: pytest.approx(2)}
