@@ -62,8 +62,8 @@ DivergentBarrier, Deadlock
     because arrivals or bytes are missing. In both modes.
 EmulatorFault
     A barrier of phases of which the TMA was not told, or at which more arrive than it waits for;
-    a copy by a map of another kind; products without `wgmma_fence()`, or of what threads wrote to
-    shared memory (they would need a fence that no kernel here has).
+    a copy by a map of another kind; products without `wgmma_fence()`, or of what a thread wrote to
+    shared memory with no `shared_fence()` behind.
 
 What it cannot say
 ------------------
