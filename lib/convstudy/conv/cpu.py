@@ -5,9 +5,11 @@ All trust their arguments, float32 and C-contiguous; `api` checks them. Those th
 layout NCHW take another through `in_layout`, and bfloat16 through `in_float32`.
 """
 
+import contextlib
 import functools
 import itertools
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -90,7 +92,7 @@ def blas(problem, x, w, bias, out):
         (result, pixels, unfolded), part = task
         np.matmul(filters[part], unfolded, out=result[part, pixels])
 
-    with limit_threads(1):
+    with _ByThemselves(count):
         for blocks in _unfolded(problem, x, results, count):
             parts = _parts(problem.k, math.ceil(count / len(blocks)))
             _share_out(multiply, itertools.product(blocks, parts), count)
@@ -106,7 +108,7 @@ def multiply(a, b):
     def fill(part):
         np.matmul(a[part], b, out=out[..., part, :])
 
-    with limit_threads(1):
+    with _ByThemselves(count):
         _share_out(fill, _parts(len(a), count), count)
     return out
 
@@ -144,7 +146,7 @@ def wgrad(problem, x, dy, dw):
         for gradient, pixels, unfolded in blocks:
             total[part] += gradient[part, pixels] @ unfolded.T
 
-    with limit_threads(1):
+    with _ByThemselves(count):
         for blocks in _unfolded(problem, x, gradients, count):
             _share_out(add, [(part, blocks) for part in _parts(problem.k, count)], count)
     dw[...] = total.reshape(dw.shape)
@@ -210,6 +212,32 @@ def _parts(size, count):
     """Cut `size` things into `count` slices that are nearly as long, none of them empty."""
     count = min(size, count)
     return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+
+class _ByThemselves:
+    """A context in which each of several threads multiplies by itself.
+
+    Contexts may overlap: BLAS is given its threads back when the last of them ends.
+    """
+
+    _lock, _open, _limit = threading.Lock(), 0, None
+
+    def __init__(self, count):
+        self._is_needed = count > 1
+
+    def __enter__(self):
+        if self._is_needed:
+            with self._lock:
+                if _ByThemselves._open == 0:
+                    _ByThemselves._limit = limit_threads(1)
+                _ByThemselves._open += 1
+
+    def __exit__(self, *_):
+        if self._is_needed:
+            with self._lock:
+                _ByThemselves._open -= 1
+                if _ByThemselves._open == 0:
+                    _ByThemselves._limit.restore_original_limits()
 
 
 def _share_out(do, tasks, count):
@@ -291,7 +319,13 @@ def threads():
 
 
 def limit_threads(count):
-    """Return a context manager inside which BLAS runs on `count` threads; None leaves it."""
+    """Return a context manager inside which BLAS runs on `count` threads; None leaves it.
+
+    It sets them for all threads of the process, and back to what it found: those who overlap must
+    set the same.
+    """
+    if count is None:
+        return contextlib.nullcontext()
     return _blas_libraries().limit(limits=count)
 
 

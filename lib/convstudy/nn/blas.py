@@ -25,7 +25,7 @@ class BlasOps(Ops):
     def __init__(self, threads=None):
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ValueError(f"BlasOps: threads must be an integer of at least 1, got {threads!r}")
-        self.threads = threads or cpu.threads()
+        self._limit, self.threads = threads, threads or cpu.threads()
 
     def conv2d(self, x, w, padding=(0, 0), stride=(1, 1), bias=None):
         return self._convolve(x, w, bias, stride, padding)
@@ -52,7 +52,7 @@ class BlasOps(Ops):
 
     def average_pool2d(self, x, size=1):
         n, c, h, w = x.shape
-        with cpu.limit_threads(self.threads):
+        with cpu.limit_threads(self._limit):
             y = cpu.multiply(x.reshape(n * c, h * w), _averaging(h, w, size))
         return y.reshape(n, c, size, size)
 
@@ -60,7 +60,7 @@ class BlasOps(Ops):
         return np.add(x, y, out=x)
 
     def linear(self, x, w, bias):
-        with cpu.limit_threads(self.threads):
+        with cpu.limit_threads(self._limit):
             y = np.ascontiguousarray(cpu.multiply(w, x.reshape(len(x), -1).T).T)
         y += bias
         return y
@@ -69,7 +69,7 @@ class BlasOps(Ops):
         n, c, height, width = x.shape
         k = w.shape[1]
         y = np.empty((n, k, 2 * height, 2 * width), np.float32)
-        with cpu.limit_threads(self.threads):
+        with cpu.limit_threads(self._limit):
             taps = cpu.multiply(w.reshape(c, 4 * k).T, x.reshape(n, c, height * width))
         taps = taps.reshape(n, k, 2, 2, height, width)
         for r in range(2):
@@ -80,7 +80,7 @@ class BlasOps(Ops):
     def upsample_bilinear(self, x):
         n, c, h, w = x.shape
         down, across = _interpolation(h), _interpolation(w)
-        with cpu.limit_threads(self.threads):
+        with cpu.limit_threads(self._limit):
             wide = cpu.multiply(x.reshape(n * c * h, w), across.T)
             y = cpu.multiply(down, wide.reshape(n * c, h, 2 * w))
         return y.reshape(n, c, 2 * h, 2 * w)
@@ -99,7 +99,7 @@ class BlasOps(Ops):
     def _convolve(self, x, w, bias, stride=(1, 1), padding=(0, 0)):
         problem = ConvProblem.of(x, w, stride, padding)
         y = np.empty(problem.y_shape, np.float32)
-        with cpu.limit_threads(self.threads):
+        with cpu.limit_threads(self._limit):
             cpu.blas(problem, x, w, bias, y)
         return y
 

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from problems import PROBLEMS, random_arrays
 
 from convstudy import paths, tolerance
 from convstudy.conv import cpu, reference
+from convstudy.problem import ConvProblem
 
 
 def convolve(function, problem, x, w, bias):
@@ -99,6 +101,17 @@ def test_threads_are_limited_and_given_back():
     assert cpu.threads() == before
     with cpu.limit_threads(None):
         assert cpu.threads() == before
+
+
+def test_calls_that_overlap_leave_blas_its_threads(rng):
+    problem = ConvProblem(1, 16, 40, 40, 32, 3, 3, padding=(1, 1))
+    x, w, bias = random_arrays(problem, rng)
+    expected, before = convolve(cpu.blas, problem, x, w, bias), cpu.threads()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(convolve, cpu.blas, problem, x, w, bias) for _ in range(200)]
+        for call in calls:
+            np.testing.assert_allclose(call.result(), expected, rtol=1e-4, atol=1e-4)
+    assert cpu.threads() == before
 
 
 def test_one_thread_is_assumed_where_blas_does_not_tell(monkeypatch):
