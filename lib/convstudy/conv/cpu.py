@@ -84,7 +84,7 @@ def blas(problem, x, w, bias, out):
     there are fewer blocks, threads share the channels of one, and then its filters. For each thread
     to multiply what it has just unfolded took a fifth longer on two.
     """
-    count = _threads_for(problem)
+    count = _threads_for(problem.macs)
     filters = w.reshape(problem.k, problem.terms)
     results = out.reshape(problem.n, problem.k, problem.p * problem.q)
 
@@ -103,7 +103,7 @@ def blas(problem, x, w, bias, out):
 def multiply(a, b):
     """Return the matrix product of (M, K) and (..., K, N), on threads as `blas` has them."""
     out = np.empty((*b.shape[:-2], len(a), b.shape[-1]), np.float32)
-    count = threads() if out.size * a.shape[1] >= _LEAST_PRODUCTS else 1
+    count = _threads_for(out.size * a.shape[1])
 
     def fill(part):
         np.matmul(a[part], b, out=out[..., part, :])
@@ -137,7 +137,7 @@ def wgrad(problem, x, dy, dw):
         size = problem.r, problem.s
         dw[...] = reference.conv2d_wgrad(x, dy, size, problem.stride, problem.padding)
         return
-    count = _threads_for(problem)
+    count = _threads_for(problem.macs)
     total = np.zeros((problem.k, problem.terms), np.float32)
     gradients = dy.reshape(problem.n, problem.k, problem.p * problem.q)
 
@@ -164,29 +164,35 @@ def _unfolded(problem, x, outputs, count):
         Which of its pixels the block makes.
     unfolded : (C R S, pixels) array
     """
-    p, q, taps = problem.p, problem.q, problem.terms
     rows, columns = _block(problem)
-    places = itertools.product(range(problem.n), range(0, p, rows), range(0, q, columns))
-    windows = functools.lru_cache(1)(lambda n: _windows(problem, x[n]))
-    buffers = []
-    while group := list(itertools.islice(places, count)):
+    every, buffers = _blocks(problem, x, outputs), []
+    while group := list(itertools.islice(every, count)):
         blocks, copies = [], []
-        for number, (n, i, j) in enumerate(group):
-            block = windows(n)[..., i : i + rows, j : j + columns]
+        for number, (output, first, block) in enumerate(group):
             # An image under filters of one pixel is unfolded as it lies.
             if not block.flags.c_contiguous:
                 if number == len(buffers):
-                    buffers.append(np.empty(taps * rows * columns, np.float32))
+                    buffers.append(np.empty(problem.terms * rows * columns, np.float32))
                 unfolded = buffers[number][: block.size].reshape(block.shape)
                 parts = _parts(problem.c, math.ceil(count / len(group)))
                 copies += [(unfolded[part], block[part]) for part in parts]
                 block = unfolded
-            # The block's outputs lie side by side: they are whole rows, or all in one row.
-            first, pixels = i * q + j, block.size // taps
-            block = block.reshape(taps, pixels)
-            blocks.append((outputs[n], slice(first, first + pixels), block))
+            block = block.reshape(problem.terms, -1)
+            blocks.append((output, slice(first, first + block.shape[1]), block))
         _share_out(lambda pair: np.copyto(*pair), copies, count)
         yield blocks
+
+
+def _blocks(problem, x, outputs):
+    """Yield (output, the first of its pixels that a block makes, (C, R, S, rows, columns) view).
+
+    The block's outputs lie side by side: they are whole rows, or all in one row.
+    """
+    rows, columns = _block(problem)
+    for image, output in zip(x, outputs, strict=True):
+        windows = _windows(problem, image)
+        for i, j in itertools.product(range(0, problem.p, rows), range(0, problem.q, columns)):
+            yield output, i * problem.q + j, windows[..., i : i + rows, j : j + columns]
 
 
 def _block(problem):
@@ -200,12 +206,12 @@ def unfolded_bytes(problem):
     """Return the most bytes of unfolded input that `blas` holds at once."""
     rows, columns = _block(problem)
     blocks = problem.n * math.ceil(problem.p / rows) * math.ceil(problem.q / columns)
-    return 4 * problem.terms * rows * columns * min(blocks, _threads_for(problem))
+    return 4 * problem.terms * rows * columns * min(blocks, _threads_for(problem.macs))
 
 
-def _threads_for(problem):
-    """Return on how many threads a problem is done: those of BLAS, or one where it is small."""
-    return threads() if problem.macs >= _LEAST_PRODUCTS else 1
+def _threads_for(products):
+    """Return on how many threads so many are done: those of BLAS, or one where they are few."""
+    return threads() if products >= _LEAST_PRODUCTS else 1
 
 
 def _parts(size, count):

@@ -300,7 +300,7 @@ void Checker::begin_operand(uint64_t chunk, uint64_t pc) {
     note_reading(chunk, CHUNK, READ, pc);
     const uint32_t size = size_of_operand(chunk);
     track(shared_, chunk, size, READ, pc);
-    for (uint64_t word = chunk; size == CHUNK && word < chunk + size; word += sizeof(float)) {
+    for (uint64_t word = chunk; word < chunk + size; word += sizeof(float)) {
         const Touch& write = shared_.at(word).write;
         if (write.actor < first_barrier_ && write.time > fenced_[write.actor])
             misuse(pc, "multiplies what a thread wrote to shared memory, with no shared_fence() "

@@ -60,9 +60,13 @@ def newest(machine, suite):
     RecordError
         Where the record is broken, or is another machine's.
     """
-    check_machines([machine])
-    files = _files(paths.MEASUREMENTS / machine, suite)
+    files = _own_files(machine, suite)
     return _own(machine, files[-1]) if files else None
+
+
+def _own_files(machine, suite):
+    check_machines([machine])
+    return _files(paths.MEASUREMENTS / machine, suite)
 
 
 def _own(machine, file):
@@ -120,8 +124,7 @@ def table(suite, of=None, current_sha256=None, older=False):
 
     rows = []
     for machine in machines() if of is None else of:
-        check_machines([machine])
-        files = _files(paths.MEASUREMENTS / machine, suite)
+        files = _own_files(machine, suite)
         for file in files if older else files[-1:]:
             record = _own(machine, file)
             for result in record["results"]:

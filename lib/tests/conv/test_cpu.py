@@ -45,7 +45,7 @@ def test_blas_does_not_depend_on_how_it_is_cut(title, block, threads, rng, monke
     problem = PROBLEMS[title]
     arrays = random_arrays(problem, rng)
     monkeypatch.setattr(cpu, "_BLOCK", block)
-    monkeypatch.setattr(cpu, "_threads_for", lambda problem: threads)
+    monkeypatch.setattr(cpu, "_threads_for", lambda products: threads)
     unfolded, empty = [], np.empty
     monkeypatch.setattr(np, "empty", lambda *a, **k: unfolded.append(a[0]) or empty(*a, **k))
     output = convolve(cpu.blas, problem, *arrays)
@@ -62,7 +62,7 @@ def test_gradients(title, block, threads, rng, monkeypatch):
     x, w, _ = random_arrays(problem, rng)
     dy = rng.standard_normal(problem.y_shape, dtype=np.float32)
     monkeypatch.setattr(cpu, "_BLOCK", block)
-    monkeypatch.setattr(cpu, "_threads_for", lambda problem: threads)
+    monkeypatch.setattr(cpu, "_threads_for", lambda products: threads)
     how = problem.stride, problem.padding
     dx, dw = np.full_like(x, np.nan), np.full_like(w, np.nan)
     cpu.dgrad(problem, dy, w, dx)
