@@ -28,6 +28,10 @@ _LARGE_CLUSTER, _MOST_LARGE = 16, 6
 _MOST_SPLITS = 128
 # Of DEPTH, that a block has of the tiles that all share.
 _FEWEST_STEPS = 4
+# For fp32, in steps of DEPTH: so few that what a product drops shows (badly scaled, an H200's error
+# fell by a third or half, in 1.1 times the time); so many that rounding does, where cuDNN rounds
+# less: backward, whose error it halved for 1.1 times the time to split 4,608 terms.
+_SHORT, _LONGEST_BACK = 10, 96
 
 
 @dataclass(frozen=True)
@@ -186,14 +190,20 @@ def choices(kernel, problem, device):
         needed = _product(which, problem, tile)
         # Sums that fill the multiprocessors once, twice or thrice; and those that clusters share.
         slots, blocks = device.sm_count * tile.blocks, needed.blocks(tile)
-        most = min(_MOST_SPLITS, math.ceil(needed.depth / depth(problem)) // 2)
-        splits = {1, *_CLUSTERS, *(times * slots // blocks for times in (1, 2, 3))}
+        steps = math.ceil(needed.depth / depth(problem))
+        most = min(_MOST_SPLITS, steps // 2)
+        least = math.ceil(steps / _LONGEST_BACK) if terms == 3 and which == "dgrad" else 1
+        splits = {least, *_CLUSTERS, *(times * slots // blocks for times in (1, 2, 3))}
         splits |= {_cluster(tile, _LARGE_CLUSTER, terms, device, blocks)}
         found += [
-            Choice(tile, count) for count in sorted(splits) if count == 1 or 1 < count <= most
+            Choice(tile, count)
+            for count in sorted(splits)
+            if count == least or least < count <= most
         ]
+        if least > 1:
+            continue
         # Whole rounds but one, or all of them, before the rest is shared.
-        steps, whole = math.ceil(needed.depth / depth(problem)), blocks // slots
+        whole = blocks // slots
         found += [
             Choice(tile, rounds=rounds)
             for rounds in (whole - 1, whole)
@@ -290,6 +300,7 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     p, which, terms = problem, _which(kernel), _terms(problem)
     tile, splits, rounds = choice or best(kernel, problem, device)
     needed = _product(which, p, tile)
+    steps = math.ceil(math.ceil(needed.depth / depth(p)) / splits)
     cluster = _cluster(tile, splits, terms, device, needed.blocks(tile))
     if epilogue.statistics and (splits > 1 or rounds is not None):
         raise ValueError(
@@ -313,6 +324,7 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         *((("FILTERS_FIRST", 1),) if tile.filters_first else ()),
         *((("TURNERS", _TURNERS),) if tile.turns else ()),
         *((("STREAM", 1),) if rounds is not None else ()),
+        *((("SHORT", 1),) if terms == 3 and steps <= _SHORT else ()),
     )
     ready, maps = _OPERANDS[which](p, tile, terms, epilogue.source)
     grid = slots = device.sm_count * tile.blocks

@@ -44,25 +44,38 @@ struct View {
     int line, image, height, width;
 #endif
 
-    // Which bias a column has.
+    // Which bias a column has: that of its filter. Most columns are known without a division.
     __device__ __forceinline__ int filter(int column) const
     {
-        return VIEW == 2 ? column % (columns / 4) : column;
+        return VIEW == 2 && column >= columns / 4 ? column % (columns / 4) : column;
+    }
+    // Where a row begins, and how far from there a column lies. Both take divisions: what writes
+    // many numbers asks once for a row, and once for a column.
+    __device__ __forceinline__ size_t row(long long row) const
+    {
+#if VIEW == 2
+        const unsigned r = row, w = r % width, above = r / width;
+        return (size_t)(above / height) * image + (size_t)(above % height) * 2 * line +
+               w * 2 * pitch;
+#elif VIEW
+        return (size_t)row * pitch;
+#else
+        return (size_t)row * columns;
+#endif
+    }
+    __device__ __forceinline__ size_t column(int column) const
+    {
+#if VIEW == 2
+        const int filters = columns / 4, tap = column / filters;
+        return (size_t)(tap / 2) * line + tap % 2 * pitch + column - tap * filters;
+#else
+        return column;
+#endif
     }
     // Vectors of columns stay together: a quarter of the columns is whole ones.
     __device__ __forceinline__ size_t at(long long row, int column) const
     {
-#if VIEW == 2
-        const int filters = columns / 4, tap = column / filters;
-        const int r = (int)row, w = r % width, above = r / width;
-        return (size_t)(above / height) * image +
-               (size_t)(2 * (above % height) + tap / 2) * line + (2 * w + tap % 2) * pitch +
-               column - tap * filters;
-#elif VIEW
-        return (size_t)row * pitch + column;
-#else
-        return (size_t)row * columns + column;
-#endif
+        return this->row(row) + this->column(column);
     }
 };
 

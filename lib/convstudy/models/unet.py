@@ -14,6 +14,7 @@ from convstudy.models.network import (
     named,
     uniform,
 )
+from convstudy.problem import ConvProblem
 
 # Channels at the first level. A level has twice as many as the one above, and images of half the
 # height and half the width.
@@ -178,6 +179,23 @@ class UNet(Network):
             for block in self._blocks()
             for convolution in block.convolutions
         ]
+
+    def enlargements(self, h, w, n=1):
+        """Return [(name, forward, backward), ...]: the transposed convolutions, as `ConvProblem`.
+
+        Forward each is a product of 1 x 1 whose results are scattered; what it made, convolved with
+        its filters at stride 2, gives its input's gradient, and so its filters' (wgrad). There are
+        none where images are interpolated.
+        """
+        self.check_size("UNet.enlargements", h, w)
+        found = []
+        for up in () if self.bilinear else self.decoder:
+            below = up.block.level + 1
+            height, width = h >> below, w >> below
+            forward = ConvProblem(n, up.c, height, width, 4 * up.k, 1, 1)
+            backward = ConvProblem(n, up.k, 2 * height, 2 * width, up.c, 2, 2, stride=(2, 2))
+            found.append((up.prefix.removesuffix(".up"), forward, backward))
+        return found
 
     def terms(self):
         convolutions = [9 * each.c for block in self._blocks() for each in block.convolutions]

@@ -9,7 +9,10 @@ from convstudy.conv.algorithm import Candidate, candidates
 from convstudy.device import EMULATOR
 from convstudy.measure import graphs
 from convstudy.measure.suites import passes, tuning
+from convstudy.models.unet import UNet
 from convstudy.problem import ConvProblem
+from convstudy.program.lowering import Lowering
+from convstudy.program.training import Step
 from convstudy.records import validate_result
 
 PROBLEM = ConvProblem(1, 36, 5, 6, 24, 3, 3, padding=1, layout="NHWC")
@@ -135,6 +138,20 @@ def test_layers_that_are_alike_are_tuned_once():
     names = [case.name for case in cases]
     assert "dgrad/bf16/n2/enc2b+dec2b" in names
     assert sum(len(case.labels["layer"].split()) for case in cases) == 2 * 2 * 18
+
+
+def test_all_that_a_step_convolves_is_tuned(monkeypatch):
+    convolve, asked = Lowering.convolve, set()
+
+    def noted(self, which, problem, *arrays, **how):
+        asked.add((which, problem))
+        convolve(self, which, problem, *arrays, **how)
+
+    monkeypatch.setattr(Lowering, "convolve", noted)
+    Step(UNet.initialised(0), (1, 3, 128, 191), "bf16", "sgd", {}, None, EMULATOR)
+    options = tuning.SUITE.options | {"n": "1", "precisions": "bf16"}
+    assert len(asked) == 3 * 14 - 1 + 3 * 4  # of images no gradient is asked
+    assert asked < {(which, problem) for _, which, problem in tuning._different(options)}
 
 
 def test_candidates_begin_with_what_the_estimates_choose_and_name_each_once():

@@ -61,10 +61,31 @@ def problems(options):
         for precision in words(options["precisions"]):
             for n in numbers(options["n"]):
                 for more, layer, problem in _layers(options.get("network"), height, width, n):
-                    dtype = "bfloat16" if precision == "bf16" else "float32"
-                    problem = replace(problem, layout="NHWC", dtype=dtype, precision=precision)
-                    labels = {"pass": which, "precision": precision, "n": n, "layer": layer}
-                    yield labels | {"height": height, "width": width} | more, which, problem
+                    yield _labelled(options, which, precision, layer, problem, more)
+
+
+def enlargements(options):
+    """Yield the same of U-Net's transposed convolutions: of the convolutions that they are."""
+    check_words(options, passes=PASSES, precisions=PRECISIONS)
+    height, width = options["height"], options["width"]
+    for precision in words(options["precisions"]):
+        for n in numbers(options["n"]):
+            for name, forward, backward in UNet().enlargements(height, width, n):
+                for which, layer, problem in (
+                    ("fprop", name, forward),
+                    ("fprop", f"{name}-back", backward),
+                    ("wgrad", f"{name}-back", backward),
+                ):
+                    if which in words(options["passes"]):
+                        yield _labelled(options, which, precision, layer, problem, {})
+
+
+def _labelled(options, which, precision, layer, problem, more):
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    problem = replace(problem, layout="NHWC", dtype=dtype, precision=precision)
+    labels = {"pass": which, "precision": precision, "n": problem.n, "layer": layer}
+    sizes = {"height": options["height"], "width": options["width"]}
+    return labels | sizes | more, which, problem
 
 
 def _layers(names, height, width, n):

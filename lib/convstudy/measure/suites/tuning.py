@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Which kernel, cut how, is fastest for each pass of U-Net's convolutions: the tuned table.
 
-What "auto" then takes on GPUs of this name (`conv.tuned`).
+What "auto" then takes on GPUs of this name (`conv.tuned`). Transposed convolutions are there as the
+convolutions that they are, without what they end with: that a result is scattered does not tell
+kernels apart.
 """
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -70,8 +73,10 @@ def launches(options):
 
 def _different(options):
     """Yield each problem once, with the names of all layers that are alike."""
-    found = {}
-    for labels, which, problem in passes.problems(options):
+    found, all_problems = {}, passes.problems(options)
+    if "network" not in options:
+        all_problems = chain(all_problems, passes.enlargements(options))
+    for labels, which, problem in all_problems:
         first, _, _ = found.setdefault((which, problem), (labels, which, problem))
         if first is not labels:
             first["layer"] += f" {labels['layer']}"
