@@ -337,7 +337,12 @@ FAULTS = {
     "barriers unknown to others": ("bf16", "#else\n    __syncthreads();", "#else", RACE),
     "products without a fence": ("bf16", "wgmma_fence();", "", emulator.EmulatorFault),
     "sums stored before they are there": ("bf16", "wgmma_wait<0>();", "", AssertionError),
-    "lines stored before exchanged": ("bf16", "__syncwarp();\n            const size_t", "const size_t", RACE),
+    "lines stored before exchanged": (
+        "bf16",
+        "__syncwarp();\n            const size_t",
+        "const size_t",
+        RACE,
+    ),
     "lines exchanged before stored": ("fp32", "__syncwarp();\n        }", "}", RACE),
     "a patch multiplied before it is full": ("halo", PATCH_FULL, "", RACE),
     "a patch overwritten before it was multiplied": ("halo", PATCH_EMPTY, "", RACE),
