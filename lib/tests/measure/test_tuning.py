@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The tuner: what it tries, whom it keeps in, that it does not hang on luck, and what it writes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,7 @@ def emulated(monkeypatch):
         return [seconds.get(run.ran, 1.0) for run in runs]
 
     monkeypatch.setattr(tuning, "devices", lambda: (EMULATOR,))
+    monkeypatch.setattr(tuning, "_MORE", 1)
     monkeypatch.setattr(tuning, "capture", capture)
     monkeypatch.setattr(graphs, "laps", laps)
     return seconds, rounds
@@ -84,7 +87,7 @@ def heats(which="fprop", problem=PROBLEM):
 
 
 def tried(which="fprop"):
-    return candidates(PROBLEM, EMULATOR, which, OPTIONS["within"], OPTIONS["most"])
+    return tuning._candidates(which, PROBLEM, EMULATOR, OPTIONS)
 
 
 @pytest.mark.parametrize("which", algorithm.PASSES)
@@ -152,6 +155,13 @@ def test_all_that_a_step_convolves_is_tuned(monkeypatch):
     options = tuning.SUITE.options | {"n": "1", "precisions": "bf16"}
     assert len(asked) == 3 * 14 - 1 + 3 * 4  # of images no gradient is asked
     assert asked < {(which, problem) for _, which, problem in tuning._different(options)}
+
+
+def test_of_small_problems_more_is_tried():
+    large = ConvProblem(64, 64, 64, 64, 64, 3, 3, padding=1, layout="NHWC")
+    small = dataclasses.replace(large, n=1)
+    few, many = (tuning._candidates("fprop", p, EMULATOR, OPTIONS) for p in (large, small))
+    assert len(few) == OPTIONS["most"] < len(many)
 
 
 def test_candidates_begin_with_what_the_estimates_choose_and_name_each_once():

@@ -24,6 +24,9 @@ from convstudy.records import statistics
 WITHIN = 0.02
 # After a few rounds of all candidates, those that are so much slower than the fastest leave.
 _HEATS, _LEAVE = 3, 1.12
+# Where there is so little to do, much of the time is waiting, of which estimates know little; and a
+# try takes little: so many times more are tried.
+_FEW_FLOPS, _MORE = 1e10, 3
 
 
 def pick(samples, within=WITHIN):
@@ -84,7 +87,8 @@ def _different(options):
 
 
 def _candidates(which, problem, device, options):
-    return candidates(problem, device, which, options["within"], options["most"])
+    more = _MORE if problem.flops < _FEW_FLOPS else 1
+    return candidates(problem, device, which, more * options["within"], more * options["most"])
 
 
 class _Heats:
