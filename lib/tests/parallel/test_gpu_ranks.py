@@ -114,6 +114,56 @@ def test_gradients_lie_where_ranks_add_them_up_fastest():
     assert returned is room
 
 
+class Mirrored(Alone):
+    """One of two ranks, of which the other says the same; it takes down what they do together."""
+
+    size = 2
+
+    def __init__(self):
+        self.done = []
+
+    def start_all_reduce(self, array, operation="sum"):
+        self.done.append(("all-reduce", array.dtype.name))
+        array *= 2 if operation == "sum" else 1
+        return super().start_all_reduce(array)
+
+    def start_reduce_scatter(self, array):
+        self.done.append(("beside", array.dtype.name))
+        return super().start_reduce_scatter(array)
+
+    def all_gather(self, part, out):
+        self.done.append(("all-gather", part.dtype.name))
+        out[...] = part.copy()
+
+    def reduce_scatter(self, parts, out):
+        self.done.append(("reduce-scatter", out.dtype.name))
+        np.multiply(parts[0], 2, out=out)
+
+
+def test_ranks_have_done_before_a_capture_all_that_they_do_in_it():
+    ranks, network = Mirrored(), UNet.initialised(0, width=16)
+    given = network, Grid(ranks), Grid(ranks), SHAPE, "bf16"
+    backend = RankedGpuBackend(*given, bucket_bytes=2**16, device=EMULATOR)
+    backend._warm_up()
+    before = set(ranks.done)
+    ranks.done.clear()
+    masks = np.zeros((1, *SHAPE[2:]), np.int32)
+    backend.step(np.zeros((1, *SHAPE[1:]), np.float32), masks, 0.0)
+    assert set(ranks.done) == before
+    assert before >= {
+        *(("all-reduce", "float32"), ("beside", "float32")),
+        *(("all-gather", "float32"), ("all-gather", "bfloat16")),
+    }
+    # Their parts of squares are told at once, and parameters bucket by bucket, at the end.
+    ((_, buckets),) = backend._buckets
+    scattered = sum(buckets.are_scattered)
+    assert ranks.done.count(("beside", "float32")) == scattered > 1
+    assert ranks.done[-1 - scattered :] == [
+        ("all-gather", "float32"),
+        *[("all-gather", "bfloat16")] * scattered,
+    ]
+
+
 @pytest.mark.gpu
 def test_nccl_of_one_changes_nothing(one):
     cupy = array_module(one.device)
