@@ -19,7 +19,7 @@ BUCKET_BYTES = 64 * 2**20
 # Nothing hides the last one: it is whole when the backward pass is done.
 LAST_BYTES = 2**20
 _ITEM_BYTES = 4
-# What kernels take at once of a rank's part.
+# Kernels take so many at once, where a rank's part begins and ends at a multiple of it.
 _VECTOR = 4
 
 
@@ -113,11 +113,11 @@ class Buckets:
         >>> Buckets.lying(places, 64, 32, ranks=2).are_scattered
         (False, True, False)
         """
-        shared = [
-            self.ranks > 1 and (part.stop - part.start) % (self.ranks * _VECTOR) == 0
+        together = self.ranks * _VECTOR
+        return tuple(
+            self.ranks > 1 and part != self.parts[-1] and (part.stop - part.start) % together == 0
             for part in self.parts
-        ]
-        return *shared[:-1], *([False] * len(shared[-1:]))
+        )
 
     def start(self, number, flat, communicator):
         """Begin to add up a bucket, of which all gradients are in `flat`; return the `Request`."""

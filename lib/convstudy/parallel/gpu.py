@@ -187,7 +187,7 @@ class RankedGpuBackend(GpuBackend):
         """Return by name what is held of each trained parameter: also of those others change."""
         flat, ranks = self.program.array(buffer), self._gpus[IMAGES]
         with self._on_device():
-            for group, run in self._shares.runs(self._step.layout):
+            for group, run in self._step.runs:
                 if group == IMAGES:
                     every = flat[run].reshape(ranks.size, -1)
                     ranks.all_gather(every[ranks.rank], every)

@@ -63,11 +63,11 @@ class Shares:
         return *shape[:axis], shape[axis] // self.row, *shape[axis + 1 :]
 
     def runs(self, layout):
-        """Return [(group, run), ...]: who adds up gradients to what, of all in a layout, in order.
+        """Return [(group, run), ...]: all of a layout, and whose ranks each change a part of it.
 
-        The group's ranks have other gradients there, each its own: those of `ROW` since they have
-        other parameters, and those of `IMAGES` since each has the sums of its part of the run
-        alone, and changes no other parameters. It is None where all ranks have the same.
+        Of `ROW` a run is this rank's part already, of parameters that are cut. Of `IMAGES` all
+        have its parameters, but each has the sums of gradients of its part alone, as `own` has it.
+        Where all have and change the same, the group is None.
         """
         runs = layout.runs(self.axes.__contains__)
         return [(ROW if is_cut else None, run) for is_cut, run in runs]

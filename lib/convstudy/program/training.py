@@ -108,6 +108,8 @@ class Step:
         By mark, what is taken to have been said when the program goes on.
     layout, running : Layout
         Of the trained parameters, and of the norms' running statistics.
+    runs : list of (str or None, slice)
+        Of the trained parameters, as `Shares.runs` has it.
     weights, gradients, statistics : Buffer
         As these say.
     slots : dict of str to Buffer
@@ -149,7 +151,7 @@ class Step:
                 if "running_" in name
             }
         )
-        self._runs = shares.runs(self.layout)
+        self.runs = shares.runs(self.layout)
         self.weights = builder.buffer(self.layout.size, kept=True)
         self.gradients = builder.buffer(self.layout.size, kept=True)
         self.statistics = builder.buffer(self.running.size, kept=True)
@@ -686,7 +688,7 @@ class Step:
         slots = [*self.slots.values()] or [None]
         if name == "rmsprop" and len(slots) == 1:
             slots.append(None)
-        for own in _joined(self.shares.own(*each) for each in self._runs):
+        for own in _joined(self.shares.own(*each) for each in self.runs):
             launch = flat.launch_step(name, own.stop - own.start, rule.options, copy is not None)
             arrays = self.weights, self.gradients, *slots, copy
             run(launch, *(each and (each, own.start) for each in arrays), self.control)
@@ -695,7 +697,7 @@ class Step:
     def _squares(self):
         """Return sums of squares of all gradients, of each once: also of those that others have."""
         found = defaultdict(list)
-        for group, run in self._runs:
+        for group, run in self.runs:
             own = self.shares.own(group, run)
             size = own.stop - own.start
             found[group].append((own.start, size, flat.norm_parts(size, self._low.device)))
@@ -717,7 +719,7 @@ class Step:
 
     def _gather_operands(self):
         """Have ranks tell each other what each has changed alone, as products will read it."""
-        for group, run in self._runs:
+        for group, run in self.runs:
             if group == IMAGES:
                 own = self.shares.own(group, run)
                 given = (self._operands, own.start), (self._operands, run.start)

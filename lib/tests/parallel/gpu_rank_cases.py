@@ -137,9 +137,8 @@ def bits(state):
 
 def part_of_rank(backend):
     """Return [(run, own), ...] of the parameters of which each rank changes its own part."""
-    shares = backend._shares
-    runs = shares.runs(backend._step.layout)
-    return [(run, shares.own(group, run)) for group, run in runs if group == IMAGES]
+    runs, own = backend._step.runs, backend._shares.own
+    return [(run, own(group, run)) for group, run in runs if group == IMAGES]
 
 
 @case(2, (2, 4, "fp32", False), (2, 2, "fp32", False), (2, 3, "fp32", True))
