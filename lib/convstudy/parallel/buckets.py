@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Gradients side by side in one array, added up over ranks bucket by bucket as they become whole.
 
-A bucket's all-reduce is begun when the last of its gradients is there, and goes on while those of
-earlier layers are still computed. It is the same code for NumPy arrays over MPI and for a GPU's
-over NCCL, which begins each all-reduce on a stream beside, after an event in the step's own stream;
+A bucket's sum is begun when the last of its gradients is there, and goes on while those of earlier
+layers are still computed. It is the same code for NumPy arrays over MPI and for a GPU's over NCCL,
+which begins each sum on a stream beside, after an event in the step's own stream;
 `Reduction.finish` lets the step's stream wait for it. Where the step is captured, both become edges
 of the graph, and a replay overlaps them as the first run did.
+
+Either all ranks get a bucket's sum, or each gets a part of it, for half as many bytes on their way.
 """
 
 import math
@@ -17,6 +19,8 @@ BUCKET_BYTES = 64 * 2**20
 # Nothing hides the last one: it is whole when the backward pass is done.
 LAST_BYTES = 2**20
 _ITEM_BYTES = 4
+# Kernels take so many at once, where a rank's part begins and ends at a multiple of it.
+_VECTOR = 4
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,15 @@ class Buckets:
         Of the flat array, one a bucket, in that order and without gaps.
     members : tuple of tuple of str
         The names in each bucket.
+    ranks : int
+        Who get a part of a bucket's sum each, where they can share it evenly and it is not the
+        last one; with 1, all of it.
     """
 
     places: dict
     parts: tuple
     members: tuple
+    ranks: int = 1
 
     @classmethod
     def of(cls, shapes, most=BUCKET_BYTES, last=LAST_BYTES):
@@ -56,7 +64,7 @@ class Buckets:
         return cls.lying(places, most, last)
 
     @classmethod
-    def lying(cls, places, most=BUCKET_BYTES, last=LAST_BYTES):
+    def lying(cls, places, most=BUCKET_BYTES, last=LAST_BYTES, together=(), ranks=1):
         """Cut gradients into buckets of at most `most` bytes, and the last one of at most `last`.
 
         What is larger alone has a bucket to itself.
@@ -66,6 +74,10 @@ class Buckets:
         places : dict of str to slice
             In the order in which the backward pass makes them, each beside the one before: all
             above it, or all below.
+        together : collection of str
+            The last ones in that order, which share the last bucket whatever they come to.
+        ranks : int
+            As the attribute.
         """
         if min(most, last) < _ITEM_BYTES:
             raise ValueError(
@@ -76,17 +88,43 @@ class Buckets:
         members, limit = [[]], min(last, most)
         for name in reversed(places):
             part = _around(places, [name, *members[-1]])
-            if members[-1] and (part.stop - part.start) * _ITEM_BYTES > limit:
+            is_full = (part.stop - part.start) * _ITEM_BYTES > limit
+            if members[-1] and is_full and name not in together:
                 members.append([])
                 limit = most
             members[-1].insert(0, name)
         members = tuple(tuple(each) for each in reversed(members) if each)
-        return cls(dict(places), tuple(_around(places, each) for each in members), members)
+        return cls(dict(places), tuple(_around(places, each) for each in members), members, ranks)
 
     @property
     def size(self):
         """Numbers in the flat array."""
         return max((part.stop for part in self.parts), default=0)
+
+    @property
+    def are_scattered(self):
+        """Of each bucket, whether every rank gets a part of its sum alone.
+
+        Examples
+        --------
+        >>> Buckets.of({"c": (9,), "b": (16,), "a": (8,)}, 64, 32).are_scattered
+        (False, False, False)
+        >>> places = Buckets.of({"c": (9,), "b": (16,), "a": (8,)}).places
+        >>> Buckets.lying(places, 64, 32, ranks=2).are_scattered
+        (False, True, False)
+        """
+        together = self.ranks * _VECTOR
+        return tuple(
+            self.ranks > 1 and part != self.parts[-1] and (part.stop - part.start) % together == 0
+            for part in self.parts
+        )
+
+    def start(self, number, flat, communicator):
+        """Begin to add up a bucket, of which all gradients are in `flat`; return the `Request`."""
+        part = flat[self.parts[number]]
+        if self.are_scattered[number]:
+            return communicator.start_reduce_scatter(part)
+        return communicator.start_all_reduce(part)
 
 
 class Reduction:
@@ -107,7 +145,7 @@ class Reduction:
 
     @property
     def requests(self):
-        """The all-reduces begun so far, in the buckets' order."""
+        """The sums begun so far, in the buckets' order."""
         return tuple(self._begun)
 
     def ready(self, name):
@@ -123,13 +161,13 @@ class Reduction:
         self._missing[self._of[name]].discard(name)
         # In the buckets' order, whichever is whole first: ranks have to begin them alike.
         while len(self._begun) < len(self._missing) and not self._missing[len(self._begun)]:
-            part = self._buckets.parts[len(self._begun)]
-            self._begun.append(self._communicator.start_all_reduce(self._flat[part]))
+            given = len(self._begun), self._flat, self._communicator
+            self._begun.append(self._buckets.start(*given))
         for request in self._begun:
             request.advance()
 
     def finish(self):
-        """Return when all gradients are the ranks' sums.
+        """Return when all gradients are the ranks' sums, or this rank's parts are.
 
         Raises
         ------

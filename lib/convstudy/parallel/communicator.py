@@ -78,6 +78,18 @@ class Communicator(ABC):
         self.start_all_reduce(array, operation).wait()
         return array
 
+    def start_reduce_scatter(self, array):
+        """Begin to make this rank's part of `array` the ranks' sum, and return a `Request`.
+
+        The array is `size` parts of one length, side by side; the others stay as they are. It may
+        not be touched before, and begins, as `start_all_reduce` has it.
+        """
+        parts = array.reshape(self.size, -1)
+        own = parts[self.rank].copy()
+        self.reduce_scatter(parts, own)
+        parts[self.rank] = own
+        return _Done()
+
     def room(self, count):  # noqa: B027, most have none
         """Return numbers that `start_all_reduce` adds up fastest, or None where any are as good.
 
@@ -100,7 +112,10 @@ class Communicator(ABC):
 
     @abstractmethod
     def all_gather(self, part, out):
-        """Write every rank's `part`, in their order, into `out` of shape (size, \\*part.shape)."""
+        """Write every rank's `part`, in their order, into `out` of shape (size, \\*part.shape).
+
+        The part may be ``out[rank]``.
+        """
 
     @abstractmethod
     def reduce_scatter(self, parts, out):

@@ -290,7 +290,8 @@ class Cost:
     compute_s : float
         Of it, what the GPU computes.
     waits_s : float
-        Activations and statistics on their way: nothing is computed meanwhile.
+        Activations and statistics on their way, and parameters that others have changed: nothing
+        is computed meanwhile.
     exposed_s : float
         Gradients on their way when the backward pass is done.
     sent_bytes : float
@@ -315,6 +316,7 @@ def predict(
     item=_FLOAT,
     gradient_item=_FLOAT,
     bucket_bytes=BUCKET_BYTES,
+    shared_update=False,
 ):
     """Return the `Cost` of one step.
 
@@ -333,6 +335,9 @@ def predict(
     item, gradient_item : int
         Bytes of an activation, and of a gradient on its way.
     bucket_bytes : int
+    shared_update : bool
+        Where no layer is cut, each GPU changes a part of the parameters and gathers the others, as
+        `owners` has it; parameters are gathered as activations are stored.
 
     Raises
     ------
@@ -348,7 +353,8 @@ def predict(
         step.wait(layer, layer is layers[0])
         step.forward(layer)
     if training:
-        queue = _Gradients(layers, cut, cluster, gradient_item, bucket_bytes)
+        shared_update &= 1 == cut.model < cut.gpus
+        queue = _Gradients(layers, cut, cluster, gradient_item, bucket_bytes, shared_update)
         for layer in reversed(layers):
             step.backward(layer)
             queue.ready(layer, step.now)
@@ -356,7 +362,9 @@ def predict(
         step.sent += queue.sent
         exposed = max(0.0, queue.free_at - step.now)
         own = sum(la.weights / (cut.model if _is_cut(la, cut) else 1) for la in layers)
-        step.compute += _update_s(processor, own)
+        others = sum(queue.scattered) * (1 - 1 / cut.gpus)
+        step.compute += _update_s(processor, own - others)
+        step.gather(queue.scattered)
     else:
         exposed = 0.0
     return Cost(
@@ -398,6 +406,13 @@ class _Step:
             ranks, apart = _sharing(layer, self.cut)
             self.waits += self.cluster.all_reduce_s(0, ranks, apart)
 
+    def gather(self, buckets):
+        """Wait for the norm of gradients that each GPU has a part of, and for parameters."""
+        for numbers in (0, *buckets) if buckets else ():
+            size = numbers * self.item
+            self.waits += self.cluster.gather_s(size, self.cut.gpus)
+            self.sent += size / self.cut.gpus
+
     def _rows_images(self, layer):
         whole_row = _is_cut(layer, self.cut) and self.cut.cut_from > 0
         return self.images * (self.cut.model if whole_row else 1)
@@ -407,10 +422,16 @@ class _Step:
 
 
 class _Gradients:
-    """Gradients that are added up beside the backward pass, one bucket after the other."""
+    """Gradients that are added up beside the backward pass, one bucket after the other.
 
-    def __init__(self, layers, cut, cluster, item, bucket_bytes):
-        self.free_at = self.sent = 0.0
+    Attributes
+    ----------
+    scattered : list of int
+        Numbers of the buckets of which each GPU gets a part of the sum: all but the last, or none.
+    """
+
+    def __init__(self, layers, cut, cluster, item, bucket_bytes, scatters=False):
+        self.free_at, self.sent, self.scattered, self._scatters = 0.0, 0, [], scatters
         self._cut, self._cluster, self._item = cut, cluster, item
         by_kind = {}
         for layer in reversed(layers):
@@ -439,9 +460,12 @@ class _Gradients:
         waiting.popleft()
         ranks, apart = _sharing(layer, self._cut)
         if ranks > 1:
-            size = numbers * self._item
+            size, seconds = numbers * self._item, self._cluster.all_reduce_s
+            if self._scatters and waiting:
+                self.scattered.append(numbers)
+                seconds = self._cluster.gather_s
             self.sent += size
-            self.free_at = max(self.free_at, now) + self._cluster.all_reduce_s(size, ranks, apart)
+            self.free_at = max(self.free_at, now) + seconds(size, ranks, apart)
 
 
 def pipeline_s(layers, batch, stages, micro, processor, cluster=H200, item=_FLOAT):

@@ -2,14 +2,13 @@
 """What trains a network on several GPUs, a rank each: images are shared, or layers, or both."""
 
 import contextlib
-import itertools
 import time
 
 import numpy as np
 
 from convstudy.device import array_module
 from convstudy.parallel.backend import check_batch_norm, events
-from convstudy.parallel.buckets import BUCKET_BYTES, Buckets, Reduction
+from convstudy.parallel.buckets import BUCKET_BYTES, Reduction
 from convstudy.parallel.channels import (
     check_divisible,
     cut_axes,
@@ -18,9 +17,10 @@ from convstudy.parallel.channels import (
     parameter_of,
 )
 from convstudy.parallel.cuts import split
+from convstudy.parallel.owners import BucketShares
 from convstudy.program.backend import GpuBackend
 from convstudy.program.lowering import least_channels
-from convstudy.program.shares import COLUMN, IMAGES, ROW, Shares
+from convstudy.program.shares import COLUMN, IMAGES, ROW
 from convstudy.program.training import END, LOSS, SUMS
 
 
@@ -30,8 +30,8 @@ class RankedGpuBackend(GpuBackend):
     The whole step is one CUDA graph, and so is what ranks say to each other in it: the loss is of
     the whole batch, norms may be, and gradients are added up bucket by bucket on a stream beside
     while the backward pass goes on. Of layers that a row shares, its ranks exchange what goes in
-    and the gradients of that, as `channels.ChannelTape` does. From run to run the same ranks do
-    the same, to the bit.
+    and the gradients of that, as `channels.ChannelTape` does; where no layers are shared, the
+    optimiser's work is, as `owners` says. From run to run the same ranks do the same, to the bit.
 
     Parameters
     ----------
@@ -86,31 +86,22 @@ class RankedGpuBackend(GpuBackend):
         self.grid, self.batch_norm = grid, batch_norm
         self._gpus = {IMAGES: gpus.images, ROW: gpus.row, COLUMN: gpus.column}
         self._world = gpus.world
-        self._shares = Shares(
+        self._shares = BucketShares(
             *(each.size for each in self._gpus.values()),
             rank=grid.row.rank,
+            among=grid.images.rank,
             axes=axes,
             synchronised=batch_norm == "synchronised",
+            bucket_bytes=bucket_bytes,
         )
         own = n // grid.images.size, *rest
         super().__init__(
             *(network, own, precision, optimizer, options, clip, device or gpus.world.device)
         )
-        self._buckets = self._cut_buckets(bucket_bytes)
+        self._buckets = self._shares.buckets(self._step.layout)
         self._reductions = self._notes = None
         self._begun = self._means = ()
         self._is_warm = False
-
-    def _cut_buckets(self, most):
-        """Return [(group, Buckets), ...]: gradients that are added up over the same ranks."""
-        places, shares = self._step.layout.places, self._shares
-        runs = [
-            (group, {name: places[name] for name in names})
-            for group, names in itertools.groupby(reversed(self.network.trained), shares.group)
-        ]
-        *earlier, (group, last) = runs
-        found = [(each, Buckets.lying(run, most, most)) for each, run in earlier]
-        return [*found, (group, Buckets.lying(last, most))]
 
     def run(self):
         """Train on what was loaded; on a GPU, return before it is done.
@@ -139,8 +130,9 @@ class RankedGpuBackend(GpuBackend):
         -------
         list of dict
             what : "forward", "backward", "wait" (for gradients that are still on their way),
-            "update", or "all-reduce" (of a bucket, beside these); start_s, stop_s : float,
-            seconds after the step began.
+            "update" (and the gathering of what other ranks have changed), or "all-reduce" (of a
+            bucket, beside these, also where each rank gets a part of its sum); start_s, stop_s :
+            float, seconds after the step began.
         """
         self.load(images, masks, rate)
         if not self._is_warm:
@@ -190,6 +182,17 @@ class RankedGpuBackend(GpuBackend):
     def _room(self, count):
         self._lent = self._gpus[IMAGES].room(count)
         return self._lent
+
+    def _unpacked(self, buffer):
+        """Return by name what is held of each trained parameter: also of those others change."""
+        flat, ranks = self.program.array(buffer), self._gpus[IMAGES]
+        with self._on_device():
+            for group, run in self._step.runs:
+                if group == IMAGES:
+                    every = flat[run].reshape(ranks.size, -1)
+                    ranks.all_gather(every[ranks.rank], every)
+            self._world.settle()
+        return super()._unpacked(buffer)
 
     def _whole(self, name, array):
         axis = self._shares.axes.get(name)
@@ -278,8 +281,8 @@ class RankedGpuBackend(GpuBackend):
         flat = self.program.array(step.gradients)
         with self._on_device():
             for group, buckets in self._buckets:
-                for part in buckets.parts:
-                    self._gpus[group].all_reduce(flat[part])
+                for number in range(len(buckets.parts)):
+                    buckets.start(number, flat, self._gpus[group]).wait()
             for talk in step.talks.values():
                 self._say(talk)
             self._level()

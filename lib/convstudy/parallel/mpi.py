@@ -76,6 +76,8 @@ class Mpi(Communicator):
     def all_gather(self, part, out):
         _check("all_gather", part, out)
         _check_parts("all_gather", out, part, self.size)
+        if np.may_share_memory(part, out):  # which MPI forbids
+            part = part.copy()
         if part.dtype == BFLOAT16:  # which MPI does not know
             part, out = part.view(np.uint16), out.view(np.uint16)
         self._request(self._comm.Iallgather(part, out), "all_gather").wait()

@@ -2,9 +2,9 @@
 """Ranks that are processes with a GPU each, and talk by NCCL: over NVLink, or over a network.
 
 MPI carries their words, and starts them. All else is enqueued on the current stream of the rank's
-GPU, but for `Nccl.start_all_reduce`, which has a stream of its own beside it: so a backward pass
-goes on while gradients that are ready are added up. Where the current stream is being captured
-into a graph, the stream beside is captured with it.
+GPU, but for `Nccl.start_all_reduce` and `Nccl.start_reduce_scatter`, which have a stream of their
+own beside it: so a backward pass goes on while gradients that are ready are added up. Where the
+current stream is being captured into a graph, the stream beside is captured with it.
 """
 
 import ctypes
@@ -75,7 +75,7 @@ class Nccl(Communicator):
     ----------
     device : Device
     beside : cupy.cuda.Stream
-        Where `start_all_reduce` does its work, and that of all groups of the same ranks.
+        Where sums that were started are made, and those of all groups of the same ranks.
     timed : bool
         Whether requests know when they began and ended; not within a graph.
 
@@ -106,11 +106,18 @@ class Nccl(Communicator):
     def start_all_reduce(self, array, operation="sum"):
         check_operation(operation)
         how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
+        return self._start(self._opened.allReduce, array, array, how)
+
+    def start_reduce_scatter(self, array):
+        # In place is what ends where this rank's part has begun.
+        own = array.reshape(self.size, -1)[self.rank]
+        return self._start(self._opened.reduceScatter, array, own, self._nccl.NCCL_SUM)
+
+    def _start(self, collective, array, own, how):
+        """Enqueue what leaves sums in `own` on the stream beside, and return a `Request`."""
         self.beside.wait_event(self._mark(self._here()))
         began = self._mark(self.beside, self.timed)
-        self._opened.allReduce(
-            *self._pair(array, array), array.size, *self._how(array, how, stream=self.beside)
-        )
+        collective(*self._pair(array, own), own.size, *self._how(own, how, stream=self.beside))
         return _Enqueued(self, began, self._mark(self.beside, self.timed))
 
     def room(self, count):

@@ -129,7 +129,7 @@ class GpuBackend(Backend):
 
     def gradients(self):
         """Return the last step's gradients by name, as NumPy arrays."""
-        return self._step.layout.unpack(self._get(self._step.gradients))
+        return self._unpacked(self._step.gradients)
 
     def predict(self, images):
         if self._is_new:
@@ -145,13 +145,13 @@ class GpuBackend(Backend):
 
     def state(self):
         step = self._step
-        network = step.layout.unpack(self._get(step.weights))
+        network = self._unpacked(step.weights)
         if step.running.size:
             network |= step.running.unpack(self._get(step.statistics)) | self._counts
         found = {f"network.{name}": network[name] for name in self.network.shapes}
         for slot, buffer in step.slots.items():
-            kept = step.layout.unpack(self._get(buffer))
-            found |= {f"optimizer.{slot}.{name}": array for name, array in kept.items()}
+            kept = self._unpacked(buffer).items()
+            found |= {f"optimizer.{slot}.{name}": array for name, array in kept}
         taken = self._get(step.steps)[flat.STEPS.index("taken")]
         return found | {"optimizer.steps": np.array(taken, np.int64)}
 
@@ -187,6 +187,10 @@ class GpuBackend(Backend):
         if step.running.size:
             self._put(step.statistics, self._packed(step.running, state))
         self._is_new = True
+
+    def _unpacked(self, buffer):
+        """Return by name what is held of each trained parameter."""
+        return self._step.layout.unpack(self._get(buffer))
 
     def _packed(self, layout, state):
         return layout.pack({name: self._part(name, state[name]) for name in layout.slots})

@@ -22,8 +22,8 @@ class Shares:
     ----------
     images, row, column : int
         How many ranks the group of that name has: `IMAGES`, `ROW`, `COLUMN`.
-    rank : int
-        This one's number in its row.
+    rank, among : int
+        This one's number in its row, and among those that have other images.
     axes : dict of str to int
         The parameters that are cut, and along which axis.
     synchronised : bool
@@ -34,6 +34,7 @@ class Shares:
     row: int = 1
     column: int = 1
     rank: int = 0
+    among: int = 0
     axes: Mapping = field(default_factory=dict)
     synchronised: bool = True
 
@@ -60,6 +61,23 @@ class Shares:
         if axis is None:
             return tuple(shape)
         return *shape[:axis], shape[axis] // self.row, *shape[axis + 1 :]
+
+    def runs(self, layout):
+        """Return [(group, run), ...]: all of a layout, and whose ranks each change a part of it.
+
+        Of `ROW` a run is this rank's part already, of parameters that are cut. Of `IMAGES` all
+        have its parameters, but each has the sums of gradients of its part alone, as `own` has it.
+        Where all have and change the same, the group is None.
+        """
+        runs = layout.runs(self.axes.__contains__)
+        return [(ROW if is_cut else None, run) for is_cut, run in runs]
+
+    def own(self, group, run):
+        """Return what of such a run is this rank's."""
+        if group != IMAGES:
+            return run
+        size = (run.stop - run.start) // self.images
+        return slice(run.start + self.among * size, run.start + (self.among + 1) * size)
 
     def recorder(self, n):
         """Return what traces this rank's calls, of `n` images of its own."""

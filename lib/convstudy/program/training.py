@@ -102,16 +102,20 @@ class Step:
     ----------
     program : Program
         At the mark ``ready <name>`` the gradient of that parameter is complete; at `SUMS` all
-        are, and from there on they are taken for the sums over all ranks. Forward ends at `LOSS`,
-        and all at `END`.
+        are, and from there on this rank's are taken for the sums over all ranks, as `Shares.runs`
+        has it. Forward ends at `LOSS`, and all at `END`.
     talks : dict of str to Talk
         By mark, what is taken to have been said when the program goes on.
     layout, running : Layout
         Of the trained parameters, and of the norms' running statistics.
+    runs : list of (str or None, slice)
+        Of the trained parameters, as `Shares.runs` has it.
     weights, gradients, statistics : Buffer
         As these say.
     slots : dict of str to Buffer
-        What the optimiser remembers, by its name, as `layout` says.
+        What the optimiser remembers, by its name, as `layout` says. Of this, of weights and of
+        gradients, what is another rank's according to `Shares.own` is out of date here; products
+        need it in `operands` alone.
     control, steps, loss, images, masks : Buffer
         As `train.flat` and `train.loss_nhwc` have them; a batch, (N, C, H, W) float32, and its
         classes, int32,
@@ -138,6 +142,7 @@ class Step:
         self.layout = Layout(
             {name: shares.shape(name, network.shapes[name]) for name in network.trained},
             {op.w.name: op.shape for op in low.operations if isinstance(op, fuse.Linear)},
+            self._first(network),
         )
         self.running = Layout(
             {
@@ -146,6 +151,7 @@ class Step:
                 if "running_" in name
             }
         )
+        self.runs = shares.runs(self.layout)
         self.weights = builder.buffer(self.layout.size, kept=True)
         self.gradients = builder.buffer(self.layout.size, kept=True)
         self.statistics = builder.buffer(self.running.size, kept=True)
@@ -186,6 +192,19 @@ class Step:
         return self._operands
 
     # ---- where parameters lie --------------------------------------------------------------------
+    def _first(self, network):
+        """Return the parameters that are read as fp32 in each precision: `_weight` is for these.
+
+        All are small. Together they lie where all ranks change them, and those of which ranks
+        change a part each are gathered as products read them, and so in no other way. Where
+        layers are cut, no rank changes a part, and the network's order has as neighbours what the
+        same ranks add up.
+        """
+        if self.shares.axes:
+            return ()
+        heads = {op.w.name for op in self._low.operations if isinstance(op, fuse.Head)}
+        return {name for name in network.trained if len(network.shapes[name]) == 1} | heads
+
     def _weight(self, parameter):
         return self.weights, self.layout.slots[parameter.name].offset
 
@@ -651,11 +670,14 @@ class Step:
     # All parameters are changed once all gradients are there, which may have to be clipped. Where
     # they need not be, to change deep layers' beside the rest of the backward pass took an H200 as
     # long (1, 16 and 64 images): products leave no other block room on their multiprocessor. To sum
-    # up squares there took up to 1% longer.
+    # up squares there took up to 1% longer. Ranks with other images may change a part each, and
+    # gather them then (S. Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion
+    # parameter models", SC 2020).
     def _optimise(self, name, options, clip):
-        run, size = self._builder.run, self.layout.size
-        rule = OPTIMIZERS[name]({}, **options)
-        self.slots = {slot: self._builder.buffer(size, kept=True) for slot in rule.slots}
+        run, rule = self._builder.run, OPTIMIZERS[name]({}, **options)
+        self.slots = {
+            slot: self._builder.buffer(self.layout.size, kept=True) for slot in rule.slots
+        }
         self.control = self._builder.buffer(len(flat.CONTROL), kept=True)
         self.steps = self._builder.buffer(len(flat.STEPS), np.int32, kept=True)
         sums = self._squares()
@@ -666,25 +688,52 @@ class Step:
         slots = [*self.slots.values()] or [None]
         if name == "rmsprop" and len(slots) == 1:
             slots.append(None)
-        launch = flat.launch_step(name, size, rule.options, copy is not None)
-        run(launch, self.weights, self.gradients, *slots, copy, self.control)
+        for own in _joined(self.shares.own(*each) for each in self.runs):
+            launch = flat.launch_step(name, own.stop - own.start, rule.options, copy is not None)
+            arrays = self.weights, self.gradients, *slots, copy
+            run(launch, *(each and (each, own.start) for each in arrays), self.control)
+        self._gather_operands()
 
     def _squares(self):
         """Return sums of squares of all gradients, of each once: also of those that others have."""
-        shares, found = self.shares, []
-        for is_cut, run in self.layout.runs(shares.axes.__contains__):
-            size = run.stop - run.start
-            found.append((is_cut, run.start, size, flat.norm_parts(size, self._low.device)))
-        sums = self._builder.buffer(sum(n * (shares.row if cut else 1) for cut, *_, n in found))
+        found = defaultdict(list)
+        for group, run in self.runs:
+            own = self.shares.own(group, run)
+            size = own.stop - own.start
+            found[group].append((own.start, size, flat.norm_parts(size, self._low.device)))
+        # What ranks say takes as long for one run as for all of them.
+        counts = {group: sum(count for *_, count in runs) for group, runs in found.items()}
+        ranks = {group: self.shares.size(group) if group else 1 for group in found}
+        sums = self._builder.buffer(sum(ranks[group] * counts[group] for group in found))
         at = 0
-        for is_cut, start, size, count in found:
-            own = (self._builder.buffer(count), 0) if is_cut else (sums, at)
-            launch = flat.launch_norm_parts(size, count)
-            self._builder.run(launch, (self.gradients, start), own)
-            if is_cut:
-                self._say(ROW, own, (sums, at), count)
-            at += count * (shares.row if is_cut else 1)
+        for group, runs in found.items():
+            parts, first = (self._builder.buffer(counts[group]), 0) if group else (sums, at)
+            for start, size, count in runs:
+                launch = flat.launch_norm_parts(size, count)
+                self._builder.run(launch, (self.gradients, start), (parts, first))
+                first += count
+            if group:
+                self._say(group, parts, (sums, at), counts[group])
+            at += ranks[group] * counts[group]
         return sums
+
+    def _gather_operands(self):
+        """Have ranks tell each other what each has changed alone, as products will read it."""
+        for group, run in self.runs:
+            if group == IMAGES:
+                own = self.shares.own(group, run)
+                given = (self._operands, own.start), (self._operands, run.start)
+                self._say(group, *given, own.stop - own.start)
+
+
+def _joined(runs):
+    """Return runs, which are in order, with neighbours as one."""
+    found = []
+    for run in runs:
+        if found and found[-1].stop == run.start:
+            run = slice(found.pop().start, run.stop)
+        found.append(run)
+    return found
 
 
 _FORWARD = {

@@ -35,20 +35,24 @@ class Layout:
         As in the state_dict.
     seen_as : dict of str to tuple, optional
         The shape (K, C, H, W) as which a matrix (K, C H W) of a linear layer is to lie.
+    first : collection of str
+        Which are to lie before all others.
 
     Attributes
     ----------
+    first
     slots : dict of str to Slot
+        In the order in which they lie.
     size : int
         Numbers of the array; those between parameters are zeros.
     """
 
-    def __init__(self, shapes, seen_as=None):
-        self._seen_as = seen_as or {}
+    def __init__(self, shapes, seen_as=None, first=()):
+        self._seen_as, self.first = seen_as or {}, frozenset(first)
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.slots, self.size = {}, 0
-        for name, shape in self._shapes.items():
-            shape = self._seen_as.get(name, shape)
+        for name in sorted(self._shapes, key=lambda name: name not in self.first):
+            shape = self._seen_as.get(name, self._shapes[name])
             lying = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
             self.slots[name] = Slot(self.size, lying)
             self.size += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
@@ -86,8 +90,9 @@ class Layout:
     def unpack(self, packed):
         """Return the parameters of such an array, by name."""
         state = {}
-        for name, slot in self.slots.items():
+        for name, shape in self._shapes.items():
+            slot = self.slots[name]
             lying = packed[slot.offset : slot.offset + slot.size].reshape(slot.shape)
             array = np.moveaxis(lying, -1, 1) if lying.ndim == 4 else lying
-            state[name] = np.ascontiguousarray(array).reshape(self._shapes[name])
+            state[name] = np.ascontiguousarray(array).reshape(shape)
         return state

@@ -23,8 +23,11 @@ from convstudy.parallel.communicator import Alone, Communicator
 from convstudy.parallel.gpu import RankedGpuBackend
 from convstudy.parallel.grid import CUT_FROM, Grid
 from convstudy.program.backend import GpuBackend
+from convstudy.program.shares import IMAGES
+from convstudy.program.training import SUMS
 from convstudy.recipe import Recipe
 from convstudy.train.checkpoints import Checkpoints
+from convstudy.train.optimizers import OPTIMIZERS, clip_gradients
 
 CASES = {}
 WHERE = "CONVSTUDY_CASES_ON"
@@ -132,14 +135,23 @@ def bits(state):
     return b"".join(state[name].tobytes() for name in sorted(state))
 
 
+def part_of_rank(backend):
+    """Return [(run, own), ...] of the parameters of which each rank changes its own part."""
+    runs, own = backend._step.runs, backend._shares.own
+    return [(run, own(group, run)) for group, run in runs if group == IMAGES]
+
+
 @case(2, (2, 4, "fp32", False), (2, 2, "fp32", False), (2, 3, "fp32", True))
 @case(2, (2, 0, "fp32", False), (2, 3, "tf32", False), (2, 2, "bf16", False))
-@case(4, (2, 0, "fp32", False), (4, 3, "fp32", False))
+@case(2, (1, 4, "fp32", False), (1, 4, "bf16", True))
+@case(3, (1, 4, "fp32", False))
+@case(4, (2, 0, "fp32", False), (4, 3, "fp32", False), (1, 4, "tf32", False))
 def gradients_are_those_of_one(ranks, model, cut_from, precision, bilinear):
     """Of the whole batch, in float64; the loss and the norm that clips, too."""
     grid = Grid(ranks, model, cut_from)
     network = network_for(cut_from, precision, bilinear=bilinear)
     backend = opened(network, grid, precision)
+    assert bool(part_of_rank(backend)) == (model == 1)
     outcome = backend.step(*own_batch(grid), 0.0)
     loss, expected = truth(network, *whole_batch(ranks))
     gradients = backend.gradients()
@@ -151,8 +163,9 @@ def gradients_are_those_of_one(ranks, model, cut_from, precision, bilinear):
     assert len(set(ranks.exchange((outcome, bits(gradients))))) == 1
 
 
-@case(2, (2, 0))
-@case(4, (2, 3))
+@case(2, (2, 0), (1, 4))
+@case(3, (1, 4))
+@case(4, (2, 3), (1, 4))
 def a_few_steps_are_those_of_one_gpu(ranks, model, cut_from):
     """What is trained, running statistics, predictions; and again, to the bit."""
     grid, network = Grid(ranks, model, cut_from), network_for(cut_from)
@@ -181,7 +194,70 @@ def a_few_steps_are_those_of_one_gpu(ranks, model, cut_from):
         assert np.abs(state[name] - array).max() < 1e-4 * scale, name
 
 
-@case(2, (2, 3))
+@case(2, ("fp32",), ("bf16",))
+@case(4, ("bf16",))
+def products_read_what_all_ranks_have_changed(ranks, precision):
+    """Before anybody asks for it: what the rule makes of all gradients, as the CPU has it."""
+    grid, network = Grid(ranks), network_for(4, precision)
+    backend, again = (opened(network, grid, precision, "adamw", clip=0.1) for _ in range(2))
+    layout, outcomes = backend._step.layout, []
+    expected = {name: network.state_dict()[name].copy() for name in network.trained}
+    rule = OPTIMIZERS["adamw"](expected)
+    for seed in range(3):
+        outcomes.append(backend.step(*own_batch(grid, seed), 1e-3))
+        assert again.step(*own_batch(grid, seed), 1e-3) == outcomes[-1]
+        gradients = {name: array.copy() for name, array in backend.gradients().items()}
+        norm = clip_gradients(gradients, 0.1)
+        assert 0.1 < norm < 1.0001 * outcomes[-1].gradient_norm
+        rule.step(expected, gradients, 1e-3)
+    read = backend._get(backend._step.operands)
+    state = backend.state()
+    assert len(set(ranks.exchange((*outcomes, read.tobytes(), bits(state))))) == 1
+    assert bits(again.state()) == bits(state)
+    weights = layout.pack({name: state[f"network.{name}"] for name in layout.slots})
+    np.testing.assert_array_equal(read, weights.astype(read.dtype))
+    for name, array in expected.items():
+        # Of a step of 1e-3 each.
+        np.testing.assert_allclose(state[f"network.{name}"], array, rtol=1e-6, atol=1e-6)
+        for slot in rule.slots:
+            wanted = rule.state[f"{slot}.{name}"]
+            scale = np.abs(wanted).max()
+            assert np.abs(state[f"optimizer.{slot}.{name}"] - wanted).max() < 1e-4 * scale
+
+
+@case(2, ("adamw",))
+@case(3, ("sgd",))
+def one_ranks_gradient_that_is_not_finite_stops_all(ranks, rule):
+    """It is in a part that one rank alone has; the step after it is done."""
+    grid, network = Grid(ranks), network_for(4)
+    backend = opened(network, grid, rule=rule)
+    run, gradients = backend._replay.run, backend.program.array(backend._step.gradients)
+
+    def reached(name):
+        backend._reached(name)
+        if name == SUMS and ranks.rank == ranks.size - 1:
+            *_, (_, own) = part_of_rank(backend)
+            gradients[own.start] = np.inf
+
+    before = backend.state()
+    trained = [f"network.{name}" for name in network.trained]
+    trained += [name for name in before if name.startswith("optimizer")]
+    backend._replay.run = lambda: backend.program.run(checked=False, reached=reached)
+    outcome = backend.step(*own_batch(grid), 0.01)
+    assert not np.isfinite(outcome.gradient_norm)
+    after = backend.state()
+    for name in trained:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    assert list(backend._get(backend._step.steps)) == [0, 1]
+    backend._replay.run = run
+    assert np.isfinite(backend.step(*own_batch(grid), 0.01).gradient_norm)
+    after = backend.state()
+    assert all((after[f"network.{n}"] != before[f"network.{n}"]).any() for n in network.trained)
+    assert len(set(ranks.exchange(bits(after)))) == 1
+
+
+@case(2, (2, 3), (1, 4))
+@case(3, (1, 4))
 def a_state_goes_from_one_gpu_to_several_and_back(ranks, model, cut_from):
     grid, network = Grid(ranks, model, cut_from), network_for(cut_from)
     alone = GpuBackend(network, (ranks.size, 3, *SIZE), "fp32", "adamw", device=EMULATOR)
@@ -193,6 +269,14 @@ def a_state_goes_from_one_gpu_to_several_and_back(ranks, model, cut_from):
     state = backend.state()
     for name, array in kept.items():
         np.testing.assert_array_equal(state[name], array, err_msg=name)
+    again = alone.step(images, masks.astype(np.int32), 0.01)
+    ours = backend.step(*own_batch(grid), 0.01)
+    assert abs(ours.loss - again.loss) < 1e-4 * again.loss
+    kept, expected = backend.state(), alone.state()
+    for name in (name for name in kept if name.startswith("optimizer")):
+        scale = np.abs(expected[name]).max() + 1e-9
+        assert np.abs(kept[name] - expected[name]).max() < 1e-3 * scale, name
+    alone.load_state(kept)
     again = alone.step(images, masks.astype(np.int32), 0.01)
     ours = backend.step(*own_batch(grid), 0.01)
     assert abs(ours.loss - again.loss) < 1e-4 * again.loss
@@ -216,19 +300,19 @@ def norms_of_their_own_are_those_of_cores(ranks, model, cut_from):
     assert len(set(ranks.exchange(bits(state)))) == 1
 
 
-@case(2, (2, 3))
+@case(2, (2, 3), (1, 4))
 def a_timeline_is_of_all_that_is_added_up(ranks, model, cut_from):
     """Layers that are whole in a row of all ranks are on their way, and those cut are not."""
     grid = Grid(ranks, model, cut_from)
     backend = opened(network_for(cut_from), grid)
     whats = [event["what"] for event in backend.timeline(*own_batch(grid), 0.01)]
     assert whats[:4] == ["forward", "backward", "wait", "update"]
-    parts = {group: buckets.parts for group, buckets in backend._buckets}
-    assert set(parts) == {"images", "column"}
-    assert set(whats[4:]) == {"all-reduce"}
+    groups = [group for group, buckets in backend._buckets for _ in buckets.parts]
+    assert set(groups) == ({"images", "column"} if model > 1 else {"images"})
+    assert whats[4:] == ["all-reduce"] * groups.count("images")
 
 
-@case(2, (2, 3))
+@case(2, (2, 3), (1, 4))
 def a_training_is_that_of_cores(ranks, model, cut_from):
     """By the recipe, with checkpoints of whole parameters."""
     recipe = Recipe(size=(32, 32), width=8, composites=8, held_out=2, batch=4, steps=2)

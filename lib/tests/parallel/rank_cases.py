@@ -20,6 +20,7 @@ from convstudy.parallel.channels import gather, scatter_sum
 from convstudy.parallel.communicator import RanksError, described
 from convstudy.parallel.gpu import RankedGpuBackend
 from convstudy.parallel.grid import Grid
+from convstudy.problem import BFLOAT16
 from convstudy.program.backend import GpuBackend
 from convstudy.tolerance import assert_close
 from convstudy.train.backend import CpuBackend
@@ -82,6 +83,15 @@ def arrays_are_handed_round(ranks):
     own = np.empty(3, np.float32)
     ranks.reduce_scatter(parts, own)
     np.testing.assert_array_equal(own, parts[ranks.rank] * ranks.size)
+    for dtype in (np.float32, BFLOAT16):  # in place, as GPUs do
+        row = np.zeros((ranks.size, 3), dtype)
+        row[ranks.rank] = ranks.rank + 1
+        ranks.all_gather(row[ranks.rank], row)
+        assert row.astype(int).tolist() == [[i + 1] * 3 for i in range(ranks.size)]
+    flat = np.arange(ranks.size * 3, dtype=np.float32)
+    ranks.start_reduce_scatter(flat).wait()
+    parts[ranks.rank] *= ranks.size
+    np.testing.assert_array_equal(flat, parts.ravel())
     right, left = (ranks.rank + 1) % ranks.size, (ranks.rank - 1) % ranks.size
     got = np.empty(2, np.float32)
     for turn in (0, 1):
@@ -340,7 +350,7 @@ def a_gpus_norms_can_be_each_ranks_own(ranks):
         backend = emulated(ranks, 4, "local", bucket_bytes=4096)
         own = backend.grid.share(4)
         backend.step(images[own], masks[own].astype(np.int32), 0.0)
-        contents.append(backend._get(backend._step.gradients).tobytes())
+        contents.append(b"".join(each.tobytes() for each in backend.gradients().values()))
     assert contents[0] == contents[1]
     assert len(set(ranks.exchange(contents[0]))) == 1
     cpu = opened(Grid(ranks), 4, batch_norm="local")

@@ -71,6 +71,28 @@ def test_gradients_that_are_ready_early_are_hidden():
     assert found.sent_bytes == 2 * 1150
 
 
+def test_gpus_that_share_the_update_send_half_beside_and_gather_what_changed():
+    gpu = Processor(1e3, 1e4)  # memory takes time, and too little is computed to hide a bucket
+    nets = [
+        Layer(*(each.name, each.level, each.below, each.flops, 0, 0, each.weights)) for each in NET
+    ]
+    apart, shared = (
+        cost.predict(nets, 2, Cut(2), gpu, CLUSTER, item=2, bucket_bytes=4200, shared_update=each)
+        for each in (False, True)
+    )
+    # Of 1150 weights the outer layer's 100 are in the last bucket, which all have and change.
+    assert apart.compute_s - shared.compute_s == pytest.approx(7 * 4 * 1050 / 2 / 1e4)
+    assert apart.exposed_s - shared.exposed_s == pytest.approx(4 * 1050 / 2 / 1000 + 0.01)
+    # The norm's parts, and bf16 parameters.
+    assert shared.waits_s - apart.waits_s == pytest.approx(0.01 + 2 * 1050 / 2 / 1000 + 0.01)
+    assert shared.sent_bytes - apart.sent_bytes == 2 * 1050 / 2
+    for cut in (Cut(), Cut(2, 2, 4), Cut(4, 2, 4)):
+        one, other = (
+            cost.predict(NET, 4, cut, GPU, CLUSTER, shared_update=each) for each in (False, True)
+        )
+        assert one == other
+
+
 def test_statistics_are_a_message_each_way_for_each_norm():
     apart = cost.predict(NET, 2, Cut(2), GPU, CLUSTER)
     together = cost.predict(NET, 2, Cut(2), GPU, CLUSTER, synchronised=True)

@@ -4,6 +4,7 @@
 import csv
 import functools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -104,12 +105,63 @@ def test_gradients_lie_where_ranks_add_them_up_fastest():
     masks = rng.integers(0, 2, (SHAPE[0], *SHAPE[2:])).astype(np.int32)
     backend.step(rng.random(SHAPE, np.float32), masks, 1e-3)
     (room,) = ranks.lent
-    packed = np.concatenate([each.ravel() for each in backend.gradients().values()])
-    assert np.linalg.norm(room) == pytest.approx(np.linalg.norm(packed), rel=1e-6)
+    squares = (np.square(each, dtype=np.float64).sum() for each in backend.gradients().values())
+    norm = np.linalg.norm(room.astype(np.float64))
+    assert norm == pytest.approx(math.sqrt(sum(squares)), rel=1e-6)
     assert np.linalg.norm(room) > 0
     backend.close()
     (returned,) = ranks.returned
     assert returned is room
+
+
+class Mirrored(Alone):
+    """One of two ranks, of which the other says the same; it takes down what they do together."""
+
+    size = 2
+
+    def __init__(self):
+        self.done = []
+
+    def start_all_reduce(self, array, operation="sum"):
+        self.done.append(("all-reduce", array.dtype.name))
+        array *= 2 if operation == "sum" else 1
+        return super().start_all_reduce(array)
+
+    def start_reduce_scatter(self, array):
+        self.done.append(("beside", array.dtype.name))
+        return super().start_reduce_scatter(array)
+
+    def all_gather(self, part, out):
+        self.done.append(("all-gather", part.dtype.name))
+        out[...] = part.copy()
+
+    def reduce_scatter(self, parts, out):
+        self.done.append(("reduce-scatter", out.dtype.name))
+        np.multiply(parts[0], 2, out=out)
+
+
+def test_ranks_have_done_before_a_capture_all_that_they_do_in_it():
+    ranks, network = Mirrored(), UNet.initialised(0, width=16)
+    given = network, Grid(ranks), Grid(ranks), SHAPE, "bf16"
+    backend = RankedGpuBackend(*given, bucket_bytes=2**16, device=EMULATOR)
+    backend._warm_up()
+    before = set(ranks.done)
+    ranks.done.clear()
+    masks = np.zeros((1, *SHAPE[2:]), np.int32)
+    backend.step(np.zeros((1, *SHAPE[1:]), np.float32), masks, 0.0)
+    assert set(ranks.done) == before
+    assert before >= {
+        *(("all-reduce", "float32"), ("beside", "float32")),
+        *(("all-gather", "float32"), ("all-gather", "bfloat16")),
+    }
+    # Their parts of squares are told at once, and parameters bucket by bucket, at the end.
+    ((_, buckets),) = backend._buckets
+    scattered = sum(buckets.are_scattered)
+    assert ranks.done.count(("beside", "float32")) == scattered > 1
+    assert ranks.done[-1 - scattered :] == [
+        ("all-gather", "float32"),
+        *[("all-gather", "bfloat16")] * scattered,
+    ]
 
 
 @pytest.mark.gpu

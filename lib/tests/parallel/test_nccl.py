@@ -90,9 +90,14 @@ class Device(contextlib.nullcontext):
 
 
 def on_gpu(count, dtype=np.float32, at=1000):
-    flags = SimpleNamespace(c_contiguous=True)
+    flags, dtype = SimpleNamespace(c_contiguous=True), np.dtype(dtype)
+
+    def rows(number, _):
+        size = count // number
+        return [on_gpu(size, dtype, at + i * size * dtype.itemsize) for i in range(number)]
+
     return SimpleNamespace(
-        data=SimpleNamespace(ptr=at), size=count, dtype=np.dtype(dtype), flags=flags
+        data=SimpleNamespace(ptr=at), size=count, dtype=dtype, flags=flags, reshape=rows
     )
 
 
@@ -112,6 +117,18 @@ def test_a_sum_begins_behind_what_was_asked_for_and_ends_before_what_waits(stand
     assert ended[2] is waited[2]
     assert request.span == (begun[2], ended[2])
     assert not any(event.timed for event in request.span)
+
+
+def test_sums_that_are_scattered_are_made_in_place_beside(stand_in):
+    ranks = Nccl(Words(), SimpleNamespace(index=0, is_gpu=True))
+    for ranks.rank, at in ((0, 80), (1, 100)):
+        stand_in.log.clear()
+        ranks.start_reduce_scatter(on_gpu(10, at=80)).wait()
+        (_, before, _, call, ended, waited) = stand_in.log
+        assert before[:2] == ("beside", "wait")
+        assert call == ("beside", "reduceScatter", (80, at, 5, "FLOAT32", "SUM"))
+        assert (ended[:2], waited[:2]) == (("beside", "record"), ("main", "wait"))
+        assert ended[2] is waited[2]
 
 
 def test_all_else_is_on_the_current_stream(stand_in):

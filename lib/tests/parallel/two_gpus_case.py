@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a rank of two GPUs does in the tests: sums in a window, at once and in a graph."""
+"""What a rank of two GPUs does in the tests: sums in a window, at once and in a graph.
+
+All ranks get the sums, or a part each, which they gather then.
+"""
 
 import numpy as np
 
@@ -30,21 +33,34 @@ def check(words):
         np.testing.assert_array_equal(part.get(), expected.get())
         assert not room[: COUNT // 4].any()
 
-    for _ in range(3):
-        expected = refill()
-        ranks.all_reduce(part)
-        agree(expected)
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        stream.begin_capture()
-        for half in (part[: part.size // 2], part[part.size // 2 :]):
-            ranks.all_reduce(half)
-        graph = stream.end_capture()
-    for _ in range(20):
-        expected = refill()
-        words.barrier()
-        graph.launch(cupy.cuda.get_current_stream())
-        agree(expected)
+    def by_parts(part):
+        every = part.reshape(ranks.size, -1)
+        ranks.start_reduce_scatter(part).wait()
+        ranks.all_gather(every[ranks.rank], every)
+
+    for add_up in (ranks.all_reduce, by_parts):
+        for _ in range(3):
+            expected = refill()
+            add_up(part)
+            agree(expected)
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            for half in (part[: part.size // 2], part[part.size // 2 :]):
+                add_up(half)
+            graph = stream.end_capture()
+        for _ in range(20):
+            expected = refill()
+            words.barrier()
+            graph.launch(cupy.cuda.get_current_stream())
+            agree(expected)
+    refill()
+    before = part.get().reshape(ranks.size, -1)
+    ranks.start_reduce_scatter(part).wait()
+    ranks.settle()
+    # The other's part stays as it was: zeros between parameters have to.
+    after = part.get().reshape(ranks.size, -1)
+    np.testing.assert_array_equal(after[1 - ranks.rank], before[1 - ranks.rank])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """All parameters in one array."""
 
+import itertools
+
 import numpy as np
 
 from convstudy.models.unet import UNet
@@ -21,6 +23,20 @@ def test_what_is_packed_comes_back(rng):
     assert all(slot.offset % 32 == 0 for slot in layout.slots.values())
     # Nothing but parameters is there.
     assert np.count_nonzero(packed) == sum(map(np.count_nonzero, state.values()))
+
+
+def test_some_lie_before_all_others_and_come_back_in_their_order(rng):
+    shapes = {"a": (40, 2), "b": (7,), "c": (4, 6), "d": (9,)}
+    state = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    layout = Layout(shapes, first={"d", "b"})
+    assert list(layout.slots) == ["b", "d", "a", "c"]
+    assert list(layout.places.values()) == list(
+        itertools.starmap(slice, itertools.pairwise((0, 32, 64, 160, 192)))
+    )
+    back = layout.unpack(layout.pack(state))
+    assert list(back) == list(shapes)
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name])
 
 
 def test_unet_comes_back():

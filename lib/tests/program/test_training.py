@@ -58,6 +58,26 @@ class Shallow(UNet):
 
 
 SHALLOW_SHAPE = (2, 3, 19, 21)
+
+
+@pytest.mark.parametrize("name", ["unet", "vgg16", "resnet18"])
+def test_what_is_read_as_fp32_in_each_precision_lies_first(name, monkeypatch):
+    """Ranks that change a part of the parameters each gather the others alone."""
+    read, weight = set(), Step._weight
+
+    def noted(self, parameter):
+        read.add(parameter.name)
+        return weight(self, parameter)
+
+    monkeypatch.setattr(Step, "_weight", noted)
+    made = {"unet": lambda width: UNet.initialised(0, width=width)} | CLASSIFIERS
+    network, shape = made[name](8), (1, 3, 35, 34)
+    layout = Step(network, shape, "bf16", "sgd", {}, None, EMULATOR).layout
+    assert read == layout.first
+    assert set(list(layout.slots)[: len(read)]) == read
+    assert sum(layout.slots[name].size for name in read) * 4 < 2**20
+
+
 # Which kernel is to write statistics, how exact, and how wide for lines of channels.
 WITH_STATISTICS = [
     ("10_wgmma", "fp32", 32),
