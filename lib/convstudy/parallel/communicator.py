@@ -90,6 +90,11 @@ class Communicator(ABC):
         parts[self.rank] = own
         return _Done()
 
+    def start_all_gather(self, part, out):
+        """Begin what `all_gather` does, and return a `Request`; as `start_all_reduce` has it."""
+        self.all_gather(part, out)
+        return _Done()
+
     def room(self, count):  # noqa: B027, most have none
         """Return numbers that `start_all_reduce` adds up fastest, or None where any are as good.
 

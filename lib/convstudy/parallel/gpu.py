@@ -100,7 +100,7 @@ class RankedGpuBackend(GpuBackend):
         )
         self._buckets = self._shares.buckets(self._step.layout)
         self._reductions = self._notes = None
-        self._begun = self._means = ()
+        self._begun, self._awaited = (), []
         self._is_warm = False
 
     def run(self):
@@ -219,8 +219,7 @@ class RankedGpuBackend(GpuBackend):
             self._level()
             self._note("wait")
         elif name == END:
-            for mean in self._means:
-                mean.wait()
+            self._await()
             self._note("update")
             self._begun = [
                 request
@@ -233,7 +232,7 @@ class RankedGpuBackend(GpuBackend):
         elif name == LOSS:
             self._note("forward")
             # Nothing reads them before the next step.
-            self._means = self._begin_means(self.program.array(step.statistics))
+            self._awaited += self._begin_means(self.program.array(step.statistics))
         else:
             name = name.removeprefix("ready ")
             for (_, buckets), reduction in zip(self._buckets, self._reductions, strict=True):
@@ -247,8 +246,15 @@ class RankedGpuBackend(GpuBackend):
         every = every.reshape(ranks.size, talk.size)
         if talk.scatters:
             ranks.reduce_scatter(every, part)
-        else:
+        elif talk.waits:
             ranks.all_gather(part, every)
+        else:
+            self._awaited.append(ranks.start_all_gather(part, every))
+
+    def _await(self):
+        """Let what follows begin after all that nothing before had to wait for."""
+        while self._awaited:
+            self._awaited.pop().wait()
 
     def _level(self):
         """Give all ranks of a row the bits of one, of what they all have but none else added up.
@@ -286,8 +292,8 @@ class RankedGpuBackend(GpuBackend):
             for talk in step.talks.values():
                 self._say(talk)
             self._level()
-            for mean in self._begin_means(flat):
-                mean.wait()
+            self._awaited += self._begin_means(flat)
+            self._await()
             self._world.settle()
         self._is_warm = True
 

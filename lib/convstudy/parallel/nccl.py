@@ -99,26 +99,43 @@ class Nccl(Communicator):
         # Groups begin their sums one after the other, as every rank does: two at the same time
         # could each have some of the GPUs, and wait for the rest.
         self.beside = whole.beside if whole else self._cupy.cuda.Stream(non_blocking=True)
+        self._under_way = whole._under_way if whole else set()
         self._all = whole._all if whole else []
         self._all.append(self._opened)
         self._rooms = []
 
     def start_all_reduce(self, array, operation="sum"):
-        check_operation(operation)
-        how = {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
-        return self._start(self._opened.allReduce, array, array, how)
+        how = self._operation(operation)
+        return self._start(self._opened.allReduce, array, array, array.size, how)
+
+    def all_reduce(self, array, operation="sum"):
+        if self._under_way:
+            return super().all_reduce(array, operation)
+        # With nothing beside, events would be all that a stream beside adds.
+        how = self._how(array, self._operation(operation))
+        self._opened.allReduce(*self._pair(array, array), array.size, *how)
+        return array
 
     def start_reduce_scatter(self, array):
         # In place is what ends where this rank's part has begun.
         own = array.reshape(self.size, -1)[self.rank]
-        return self._start(self._opened.reduceScatter, array, own, self._nccl.NCCL_SUM)
+        how = self._nccl.NCCL_SUM
+        return self._start(self._opened.reduceScatter, array, own, own.size, how)
 
-    def _start(self, collective, array, own, how):
-        """Enqueue what leaves sums in `own` on the stream beside, and return a `Request`."""
+    def start_all_gather(self, part, out):
+        return self._start(self._opened.allGather, part, out, part.size)
+
+    def _operation(self, operation):
+        check_operation(operation)
+        return {"sum": self._nccl.NCCL_SUM, "mean": self._nccl.NCCL_AVG}[operation]
+
+    def _start(self, collective, source, destination, count, *how):
+        """Enqueue `collective` on the stream beside, and return a `Request`."""
         self.beside.wait_event(self._mark(self._here()))
         began = self._mark(self.beside, self.timed)
-        collective(*self._pair(array, own), own.size, *self._how(own, how, stream=self.beside))
-        return _Enqueued(self, began, self._mark(self.beside, self.timed))
+        how = self._how(source, *how, stream=self.beside)
+        collective(*self._pair(source, destination), count, *how)
+        return _Enqueued(self, began, self._mark(self.beside, self.timed), self._under_way)
 
     def room(self, count):
         if self.size == 1 or not self._has_windows:
@@ -249,8 +266,10 @@ class Nccl(Communicator):
 class _Enqueued(Request):
     """Work in a stream beside the current one."""
 
-    def __init__(self, communicator, began, done):
+    def __init__(self, communicator, began, done, under_way):
         self._communicator, self._began, self._done = communicator, began, done
+        self._under_way = under_way
+        under_way.add(self)
 
     def advance(self):
         # Within a capture nothing may be asked; NCCL needs no asking to go on.
@@ -258,6 +277,7 @@ class _Enqueued(Request):
 
     def wait(self):
         self._communicator._here().wait_event(self._done)
+        self._under_way.discard(self)
 
     @property
     def span(self):

@@ -67,6 +67,8 @@ class Talk:
         One part, and those of all ranks, or from which number on.
     size : int
         Numbers of a part.
+    waits : bool
+        Whether all is there before the program goes on; else at `END`.
     """
 
     group: str
@@ -74,6 +76,7 @@ class Talk:
     part: object
     every: object
     size: int
+    waits: bool
 
 
 class Step:
@@ -242,12 +245,12 @@ class Step:
             rows = next((each for each in range(rows, count) if count % each == 0), count)
         return rows, math.ceil(count / rows)
 
-    def _say(self, group, part, every, size, scatters=False):
+    def _say(self, group, part, every, size, scatters=False, waits=True):
         """Have the ranks of a group say something here."""
         name = f"talk {len(self.talks)}"
         buffers = (each[0] if isinstance(each, tuple) else each for each in (part, every))
         self._builder.mark(name, *buffers)
-        self.talks[name] = Talk(group, scatters, part, every, size)
+        self.talks[name] = Talk(group, scatters, part, every, size, waits)
 
     def _gathered(self, parts, group):
         """Return where the parts of a group's ranks come to lie, one rank's after the other's."""
@@ -688,11 +691,22 @@ class Step:
         slots = [*self.slots.values()] or [None]
         if name == "rmsprop" and len(slots) == 1:
             slots.append(None)
-        for own in _joined(self.shares.own(*each) for each in self.runs):
+        arrays = self.weights, self.gradients, *slots, copy
+
+        def change(own):
             launch = flat.launch_step(name, own.stop - own.start, rule.options, copy is not None)
-            arrays = self.weights, self.gradients, *slots, copy
             run(launch, *(each and (each, own.start) for each in arrays), self.control)
-        self._gather_operands()
+
+        shared = [every for group, every in self.runs if group == IMAGES]
+        for own in _joined(every for group, every in self.runs if group != IMAGES):
+            change(own)
+        # Ranks tell each other what each has changed alone, as products will read it, while they
+        # change the next. Nothing hides the last one, which is what the backward pass makes last.
+        for every in reversed(shared):
+            own = self.shares.own(IMAGES, every)
+            change(own)
+            given = (self._operands, own.start), (self._operands, every.start)
+            self._say(IMAGES, *given, own.stop - own.start, waits=False)
 
     def _squares(self):
         """Return sums of squares of all gradients, of each once: also of those that others have."""
@@ -716,14 +730,6 @@ class Step:
                 self._say(group, parts, (sums, at), counts[group])
             at += ranks[group] * counts[group]
         return sums
-
-    def _gather_operands(self):
-        """Have ranks tell each other what each has changed alone, as products will read it."""
-        for group, run in self.runs:
-            if group == IMAGES:
-                own = self.shares.own(group, run)
-                given = (self._operands, own.start), (self._operands, run.start)
-                self._say(group, *given, own.stop - own.start)
 
 
 def _joined(runs):

@@ -131,6 +131,27 @@ def test_sums_that_are_scattered_are_made_in_place_beside(stand_in):
         assert ended[2] is waited[2]
 
 
+def test_a_gather_may_go_on_beside(stand_in):
+    ranks = Nccl(Words(), SimpleNamespace(index=0, is_gpu=True))
+    stand_in.log.clear()
+    ranks.start_all_gather(on_gpu(4, at=1), on_gpu(8, at=2)).wait()
+    assert [entry for entry in stand_in.log if entry[1] == "allGather"] == [
+        ("beside", "allGather", (1, 2, 4, "FLOAT32"))
+    ]
+
+
+def test_a_sum_that_is_waited_for_goes_beside_only_where_something_is_under_way(stand_in):
+    ranks, array = opened(), on_gpu(4, at=1)
+    ranks.all_reduce(array, "mean")
+    begun = ranks.start_all_reduce(array)
+    ranks.all_reduce(array)
+    begun.wait()
+    ranks.all_reduce(array)
+    assert [where for where, call, _ in stand_in.log if call == "allReduce"] == [
+        *("main", "beside", "beside", "main")
+    ]
+
+
 def test_all_else_is_on_the_current_stream(stand_in):
     ranks = opened()
     part, every = on_gpu(4, np.float64, at=1), on_gpu(8, np.float64, at=2)

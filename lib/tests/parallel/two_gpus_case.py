@@ -36,7 +36,7 @@ def check(words):
     def by_parts(part):
         every = part.reshape(ranks.size, -1)
         ranks.start_reduce_scatter(part).wait()
-        ranks.all_gather(every[ranks.rank], every)
+        ranks.start_all_gather(every[ranks.rank], every).wait()
 
     for add_up in (ranks.all_reduce, by_parts):
         for _ in range(3):

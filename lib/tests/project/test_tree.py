@@ -87,7 +87,9 @@ def test_lines_of_device_code_are_at_most_100_characters(texts):
     for name, text in texts.items():
         if name.endswith((".cu", ".cuh", ".h", ".cpp")):
             for line in text.splitlines():
-                assert len(line) <= (104 if line.lstrip().startswith("//") else 100), f"{name}: {line}"
+                assert len(line) <= (104 if line.lstrip().startswith("//") else 100), (
+                    f"{name}: {line}"
+                )
 
 
 def test_files_stay_small(tracked):
