@@ -47,6 +47,9 @@ class RankedGpuBackend(GpuBackend):
         As of `GpuBackend`.
     batch_norm, bucket_bytes
         As of `RankedBackend`.
+    apart : bool, optional
+        Whether ranks change a part of the parameters each, as `owners` says, where no layers are
+        cut. By default they do in bf16: what they gather is half as large there.
     device : Device, optional
         That of `gpus`, by default; or `device.EMULATOR`, where these carry NumPy arrays.
 
@@ -70,6 +73,7 @@ class RankedGpuBackend(GpuBackend):
         clip=None,
         batch_norm="synchronised",
         bucket_bytes=BUCKET_BYTES,
+        apart=None,
         device=None,
     ):
         check_batch_norm(batch_norm)
@@ -93,6 +97,7 @@ class RankedGpuBackend(GpuBackend):
             axes=axes,
             synchronised=batch_norm == "synchronised",
             bucket_bytes=bucket_bytes,
+            are_apart=precision == "bf16" if apart is None else apart,
         )
         own = n // grid.images.size, *rest
         super().__init__(

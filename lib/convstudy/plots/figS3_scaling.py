@@ -4,6 +4,7 @@
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
+from convstudy import records
 from convstudy.parallel.cost import Cut
 from convstudy.plots import labels
 from convstudy.plots.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILLION
@@ -18,10 +19,24 @@ COLUMNS = (
 )
 DATA = "data"
 WHATS = ("training", "inference", "inference from the host")
+_PARTS = ["machine", "what", "precision"]
 _OURS, _THEIRS = BLUE, ORANGE
 # Of shared layers, one after the other.
 _CUT_COLORS = (GREEN, PURPLE, VERMILLION)
 _STYLES = {1: ("--", "o"), 2: ("-", "s"), 4: ("-.", "^"), 8: (":", "D")}
+
+
+def read(machines, current_sha256=None):
+    """Return what suite "scaling" measured on `machines`; as `records.table`.
+
+    It may be measured part by part: of each thing in each precision the newest record counts.
+    """
+    table = records.table("scaling", machines, current_sha256, older=True)
+    if table.empty:
+        return table
+    done = table["record"].where(table["status"] == "ok", "")
+    newest = done.groupby([table[key] for key in _PARTS]).transform("max")
+    return table[table["record"] == newest].reset_index(drop=True)
 
 
 def rates(table):
@@ -30,7 +45,7 @@ def rates(table):
     Parameters
     ----------
     table : pandas.DataFrame
-        Of suite "scaling", from `records.table`.
+        From `read`.
 
     Returns
     -------

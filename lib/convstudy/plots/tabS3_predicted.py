@@ -59,6 +59,8 @@ class Model:
     def seconds(self, batch, cut):
         """Return what a step on `batch` images is predicted to take."""
         options = {"training": self.training, "item": self.item}
+        # As `parallel.gpu` has it.
+        options["shared_update"] = self.item == _ITEM["bf16"]
         found = cost.predict(self.layers, batch, cut, self.processor, self.cluster, **options)
         return found.seconds
 

@@ -111,7 +111,7 @@ def network_for(cut_from, precision="fp32", **options):
 
 def opened(network, grid, precision="fp32", rule="sgd", each=1, **options):
     """Return what trains, every buffer apart and full of NaN until it is written."""
-    options = {"device": device(), "clip": 0.5, "bucket_bytes": 4096} | options
+    options = {"device": device(), "clip": 0.5, "bucket_bytes": 4096, "apart": True} | options
     gpus = Grid(Staged(grid.world), grid.row.size, min(grid.cut_from, CUT_FROM))
     shape = each * grid.world.size, 3, *SIZE
     backend = RankedGpuBackend(network, grid, gpus, shape, precision, rule, **options)
