@@ -132,7 +132,6 @@ def _sizes():
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"source_sha256": "0" * 64}, r"has changed since 20240102T030405Z-abababa-tuning\)"),
         ({"labels": {"choice": "columns=7"}}, "columns=7 of .*, which it no longer offers"),
         ({"labels": {"algorithm": "conv2d_fprop_99_gone"}}, "99_gone, which does not take it now"),
     ],
@@ -147,6 +146,13 @@ def test_a_stale_record_is_ignored_and_the_reason_given(changes, why, measuremen
     keep(measurements, candidate, **changes)
     assert choose(PROBLEM, H200) == algorithm.candidates(PROBLEM, H200)[0].id
     assert re.search(rf"chosen \(estimated; tuned for .*{why}", line())
+
+
+def test_what_was_fastest_before_it_changed_is_taken_and_the_change_told(measurements):
+    best = slowest()
+    keep(measurements, best, source_sha256="0" * 64)
+    assert choose(PROBLEM, H200) == best.id
+    assert "2 tried, before it changed (record 20240102T030405Z-abababa-tuning)" in line()
 
 
 def test_a_case_that_failed_tells_nothing(measurements):
