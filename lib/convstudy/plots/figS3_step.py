@@ -22,7 +22,9 @@ _COLORS = {
     "update": GREEN,
     "all-reduce": ORANGE,
 }
+# As records call it; ranks may also get a part of a sum each.
 BESIDE = "all-reduce"
+_SHOWN = {BESIDE: "sum of gradients"}
 
 
 def events(table):
@@ -89,7 +91,7 @@ def display(plotted):
             "images each": row["images_per_gpu"],
             "step": labels.quantity(row["step_s"], "s"),
             "backward": labels.quantity(row["backward_s"], "s"),
-            "from first to last all-reduce": labels.quantity(row["reduce_s"], "s"),
+            "from first to last sum": labels.quantity(row["reduce_s"], "s"),
             "waited for it": labels.quantity(row["wait_s"], "s"),
         }
         for row in hidden(plotted).to_dict("records")
@@ -125,7 +127,7 @@ def draw(table):
             f"{machine}: {precision}, {many}, {labels.many(n, 'image')} each", loc="left"
         )
     axes[-1, 0].set_xlabel("time since the step began")
-    handles = [Patch(color=color, label=what) for what, color in _COLORS.items()]
+    handles = [Patch(color=color, label=_SHOWN.get(what, what)) for what, color in _COLORS.items()]
     drawing.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     used = _timelines(table)
     footer(drawing, labels.sources(used))
