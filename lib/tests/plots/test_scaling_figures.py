@@ -73,6 +73,25 @@ def made(slower=1.0):
     return rows.table([*found, row(2, 4, 3.5, what="timeline", value_events=events)])
 
 
+def test_of_what_is_measured_part_by_part_the_newest_record_counts(monkeypatch):
+    def parts(suite, machines, current_sha256, older):
+        assert (suite, machines, older) == ("scaling", ["here"], True)
+        old = [row(2, n, 1.0, precision=each) for n in (1, 8) for each in ("tf32", "bf16")]
+        old.append(row(2, 1, 2.0, what="inference"))
+        new = [row(2, 1, 0.5), row(2, 1, math.nan, what="inference", status="skipped")]
+        return rows.table(
+            [each | {"record": "20240101"} for each in old]
+            + [each | {"record": "20240102"} for each in new]
+        )
+
+    monkeypatch.setattr(figS3_scaling.records, "table", parts)
+    found = figS3_scaling.read(["here"])
+    assert list(zip(found["precision"], found["what"], found["n"], found["median_s"])) == [
+        *(("bf16", "training", n, 1.0) for n in (1, 8)),
+        *(("tf32", "inference", 1, 2.0), ("tf32", "training", 1, 0.5)),
+    ]
+
+
 def test_each_number_of_gpus_is_held_to_one_and_to_pytorchs_best():
     plotted = figS3_scaling.rates(made(slower=1.25))
     assert tuple(plotted.columns)[:9] == (
