@@ -86,9 +86,9 @@ def test_of_what_is_measured_part_by_part_the_newest_record_counts(monkeypatch):
 
     monkeypatch.setattr(figS3_scaling.records, "table", parts)
     found = figS3_scaling.read(["here"])
-    assert list(zip(found["precision"], found["what"], found["n"], found["median_s"])) == [
-        *(("bf16", "training", n, 1.0) for n in (1, 8)),
-        *(("tf32", "inference", 1, 2.0), ("tf32", "training", 1, 0.5)),
+    assert found[["precision", "what", "n", "median_s"]].to_numpy().tolist() == [
+        *(["bf16", "training", n, 1.0] for n in (1, 8)),
+        *(["tf32", "inference", 1, 2.0], ["tf32", "training", 1, 0.5]),
     ]
 
 
