@@ -170,7 +170,7 @@ def test_refusals_say_why():
 
 
 def test_auto_says_of_how_many_tiles_it_writes_them():
-    wide = problem_of("bf16", n=16, h=128, w=191)
+    wide = problem_of("bf16", n=16, h=128, w=191, k=64)
     assert algorithm.choose(wide, EMULATOR) == "conv2d_fprop_11_halo"
     assert algorithm.count_tiles(wide, EMULATOR) == 16 * 8 * 12
     for other in (problem_of("bf16", c=512, h=2, w=2), problem_of("bf16", c=3)):
