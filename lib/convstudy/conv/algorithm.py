@@ -455,8 +455,8 @@ def _tuned(problem, device, which):
     launch = _plan(row, problem, device, choice)
     how = f"tuned: {1e6 * found.seconds:.1f} µs, {found.tried} tried"
     # How a product is best cut outlives most changes of a kernel: after one, what an H200 had been
-    # tuned to took up to 1% longer over U-Net's layers than what it was tuned to anew, and what is
-    # estimated 1 to 16%.
+    # tuned to took up to 1% longer over U-Net's layers than what it was tuned to anew, and what was
+    # estimated then 1 to 16%.
     if source_sha256(launch.kernel, launch.defines) != found.source_sha256:
         how += f", before it changed (record {found.record})"
     return Candidate(row.id, choice), how
