@@ -56,18 +56,21 @@ class Model:
     training: bool
     item: int
 
+    @property
+    def _options(self):
+        # In which precision parameters are changed apart, `parallel.gpu` says.
+        is_shared = self.item == _ITEM["bf16"]
+        return {"training": self.training, "item": self.item, "shared_update": is_shared}
+
     def seconds(self, batch, cut):
         """Return what a step on `batch` images is predicted to take."""
-        options = {"training": self.training, "item": self.item}
-        # As `parallel.gpu` has it.
-        options["shared_update"] = self.item == _ITEM["bf16"]
-        found = cost.predict(self.layers, batch, cut, self.processor, self.cluster, **options)
-        return found.seconds
+        given = self.layers, batch, cut, self.processor, self.cluster
+        return cost.predict(*given, **self._options).seconds
 
     def choice(self, batch, gpus):
         """Return the fastest `Cut` for so many GPUs."""
         given = self.layers, batch, gpus, self.processor, self.cluster
-        return cost.choose(*given, training=self.training, item=self.item)[0]
+        return cost.choose(*given, **self._options)[0]
 
     def staged(self, batch):
         """Return (seconds, name) of the fastest way to cut the network into two stages."""
