@@ -9,24 +9,47 @@ from convstudy.conv import gemm, hopper
 from convstudy.conv.epilogue import PLAIN
 from convstudy.tensor_map import LINE_BYTES, TensorMap
 
-# conv2d_wgmma.cuh's and conv2d_halo.cuh's constants.
-_PATCH, _PATCHES, _CONSUMERS = 16, 2, 2
-_COLUMNS = (64, 128)
+# conv2d_wgmma.cuh's constants.
+_PIXELS, _PATCHES, _CONSUMERS = 256, 2, 2
 _FEWEST_STAGES = 3
+
+
+class Choice(NamedTuple):
+    """How many filters a tile has; and whether warpgroups take turns, with a tile for each."""
+
+    columns: int
+    pingpong: bool = False
+
+    @property
+    def height(self):
+        """Lines of a patch of pixels."""
+        return 32 if self.pingpong else 16
+
+    @property
+    def width(self):
+        """Pixels of its lines."""
+        return _PIXELS // self.height
+
+    def patch_lines(self, problem):
+        """Return the pixels of a patch with its halo."""
+        return (self.height + problem.r - 1) * (self.width + problem.s - 1)
+
+    def patch_bytes(self, problem):
+        """Return what a patch takes of shared memory, in whole kilobytes."""
+        return math.ceil(LINE_BYTES * self.patch_lines(problem) / 1024) * 1024
+
+    def stages(self, problem):
+        """Return how many tiles of filters fit beside the patches."""
+        used = _PATCHES * self.patch_bytes(problem) + _CONSUMERS * hopper.EXCHANGE_BYTES
+        room = hopper.SHARED_BYTES - hopper.RESERVED_BYTES - used
+        return min(hopper.MOST_STAGES, room // (LINE_BYTES * self.columns))
+
+
+_CHOICES = (Choice(64), Choice(128), Choice(64, pingpong=True))
 
 
 def _which(kernel):
     return kernel.split("_")[1]
-
-
-def _patch_lines(problem):
-    return (_PATCH + problem.r - 1) * (_PATCH + problem.s - 1)
-
-
-def _stages(problem, columns):
-    patch = math.ceil(LINE_BYTES * _patch_lines(problem) / 1024) * 1024
-    used = _PATCHES * patch + _CONSUMERS * hopper.EXCHANGE_BYTES + hopper.RESERVED_BYTES
-    return min(hopper.MOST_STAGES, (hopper.SHARED_BYTES - used) // (LINE_BYTES * columns))
 
 
 def takes_bf16(kernel):
@@ -46,20 +69,19 @@ def supports(kernel, problem, device):
             False,
             f"neighbouring outputs read neighbouring lines; the stride is {problem.stride}",
         )
-    if _stages(problem, _COLUMNS[0]) < _FEWEST_STAGES:
+    if not choices(kernel, problem, device):
         return False, f"a patch with the halo of a {problem.r} x {problem.s} filter does not fit"
     return True, ""
 
 
-class Choice(NamedTuple):
-    """How many columns a tile has."""
-
-    columns: int
-
-
 def choices(kernel, problem, device):
     """Return all `Choice` worth a try."""
-    return [Choice(n) for n in _COLUMNS if _stages(problem, n) >= _FEWEST_STAGES]
+    return [
+        choice
+        for choice in _CHOICES
+        if choice.stages(problem) >= _FEWEST_STAGES
+        and not (choice.pingpong and problem.dtype == "bfloat16")
+    ]
 
 
 def cost(kernel, problem, device):
@@ -73,10 +95,14 @@ def _sizes(which, problem):
     return (p.h, p.w, p.c, p.k) if which == "dgrad" else (p.p, p.q, p.k, p.c)
 
 
-def _blocks(which, problem, columns):
-    height, width, all_columns, _ = _sizes(which, problem)
-    patches = problem.n * math.ceil(height / _PATCH) * math.ceil(width / _PATCH)
-    return patches * math.ceil(all_columns / columns)
+def _patches(which, problem, choice):
+    height, width, *_ = _sizes(which, problem)
+    return problem.n * math.ceil(height / choice.height) * math.ceil(width / choice.width)
+
+
+def _blocks(which, problem, choice):
+    columns = _sizes(which, problem)[2]
+    return _patches(which, problem, choice) * math.ceil(columns / choice.columns)
 
 
 def _steps(which, problem):
@@ -85,12 +111,15 @@ def _steps(which, problem):
 
 def estimate(kernel, problem, device, choice):
     """Estimate the cycles of a choice as `hopper` does, whose constants are 7% too much here."""
-    (columns,), which = choice, _which(kernel)
-    rounds = math.ceil(_blocks(which, problem, columns) / device.sm_count)
+    columns, which = choice.columns, _which(kernel)
+    rounds = math.ceil(_blocks(which, problem, choice) / device.sm_count)
     taps = problem.r * problem.s
-    loading = LINE_BYTES * (columns + _patch_lines(problem) / taps) / 48
-    step = max(_PATCH**2 * columns / 32 / 0.91, loading, 600)
-    cycles = rounds * (_steps(which, problem) * step + 3100 + 0.16 * _PATCH**2 * columns)
+    loading = LINE_BYTES * (columns + choice.patch_lines(problem) / taps) / 48
+    step = max(_PIXELS * columns / 32 / 0.91, loading, 600)
+    multiplying, writing = _steps(which, problem) * step, 3100 + 0.16 * _PIXELS * columns
+    cycles = rounds * (multiplying + writing)
+    if choice.pingpong:
+        cycles = rounds * max(multiplying, (multiplying + writing) / 2) + writing
     if which == "dgrad" and problem.itemsize == 4:
         cycles += 5700 + 8 * problem.k * problem.terms / 1100
     return 0.93 * cycles
@@ -106,17 +135,16 @@ def takes_epilogue(kernel, epilogue):
 
 def count_tiles(kernel, problem, device, choice=None):
     """Return of how many tiles `plan` can write statistics: patches."""
-    height, width, _, _ = _sizes(_which(kernel), problem)
-    return problem.n * math.ceil(height / _PATCH) * math.ceil(width / _PATCH)
+    return _patches(_which(kernel), problem, choice or best(kernel, problem, device))
 
 
 def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
     """Return the launch of a kernel of rung 11; `choice` is one of `choices`, or the `best`."""
     p, which = problem, _which(kernel)
-    (columns,) = choice or best(kernel, problem, device)
-    stages, dtype = _stages(p, columns), hopper.map_dtype(p)
+    choice = choice or best(kernel, problem, device)
+    columns, stages, dtype = choice.columns, choice.stages(p), hopper.map_dtype(p)
     lines = hopper.depth(p)
-    taps, patch = p.r * p.s, (_PATCH + p.s - 1, _PATCH + p.r - 1, 1)
+    taps, patch = p.r * p.s, (choice.width + p.s - 1, choice.height + p.r - 1, 1)
     ready = None
     if which == "fprop":
         pixels = TensorMap(dtype, (p.c, p.w, p.h, p.n), (lines, *patch))
@@ -128,23 +156,21 @@ def plan(kernel, problem, device, choice=None, epilogue=PLAIN):
         else:
             ready = hopper.make_ready(p.c, taps * p.k, True, 1, False, p.k)
             filters = hopper.lines_map(dtype, (taps * p.k, p.c), columns)
-    patch_bytes = math.ceil(LINE_BYTES * _patch_lines(p) / 1024) * 1024
     main = Launch(
         kernel,
-        (min(_blocks(which, p, columns), device.sm_count),),
+        (min(_blocks(which, p, choice), device.sm_count),),
         (128 * (_CONSUMERS + 1),),
         (p.n, p.c, p.h, p.w, p.k, p.p, p.q, *p.padding),
         (
             ("FILTER_R", p.r),
             ("FILTER_S", p.s),
-            ("TILE_N", columns),
+            ("PINGPONG", 1) if choice.pingpong else ("TILE_N", columns),
             ("STAGES", stages),
             ("BF16", int(dtype == "bfloat16")),
         ),
-        _PATCHES * (patch_bytes + 16)
+        _PATCHES * (choice.patch_bytes(p) + 16)
         + stages * (LINE_BYTES * columns + 16)
-        + _CONSUMERS * hopper.EXCHANGE_BYTES
-        + 16,
+        + _CONSUMERS * (hopper.EXCHANGE_BYTES + 24),
         (pixels, filters),
     )
     main = gemm.with_epilogue(main, epilogue)

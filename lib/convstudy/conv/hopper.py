@@ -200,7 +200,9 @@ def choices(kernel, problem, device):
             for count in sorted(splits)
             if count == least or least < count <= most
         ]
-        if least > 1:
+        # Two sets of rows in registers leave none for what is shared there.
+        is_full = (tile.filters_first or which == "wgrad") and problem.precision == "tf32"
+        if least > 1 or (is_full and tile.blocks * tile.rows_64 * tile.n == 512):
             continue
         # Whole rounds but one, or all of them, before the rest is shared.
         whole = blocks // slots

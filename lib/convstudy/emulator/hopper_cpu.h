@@ -63,6 +63,8 @@ __forceinline__ void wgmma_wait(int line = __builtin_LINE()) {
 }
 template <int COUNT>
 __forceinline__ void keep(float (&)[COUNT]) {}
+template <int COUNT>
+__forceinline__ void keep(unsigned (&)[COUNT]) {}
 
 template <int COUNT>
 __forceinline__ void wgmma_tf32(float (&d)[COUNT], uint64 a, uint64 b, int add,

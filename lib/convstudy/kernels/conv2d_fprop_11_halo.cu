@@ -9,7 +9,15 @@
 // Shared    2 patches of 41,472 bytes (3 x 3), STAGES (128 TILE_N + 16) and 16,448 bytes, dynamic.
 // Source    As conv2d_fprop_10_wgmma; the paper's tile with halo.
 #define CONSUMERS 2
+#ifndef PINGPONG
+#define PINGPONG 0
+#endif
+#if PINGPONG
+#define ROWS_64 1
+#define TILE_N 256
+#else
 #define ROWS_64 2
+#endif
 #define PATCHES 2
 #ifndef TERMS
 #define TERMS 1
@@ -21,7 +29,7 @@
 #include "hopper.cuh"
 #include "conv2d_wgmma.cuh"
 
-constexpr int ACROSS_B = 0;
+constexpr int FILTERS_ACROSS = 0;
 constexpr bool TURNED_TAPS = false;
 #include "conv2d_halo.cuh"
 

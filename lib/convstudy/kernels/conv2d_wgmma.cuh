@@ -64,12 +64,18 @@
 #define TURNERS 0
 #endif
 
-// Whether the first operand lies in patches of its own, and not in the stages (conv2d_halo.cuh).
+// Whether pixels lie in patches of their own, and not in the stages (conv2d_halo.cuh).
 #ifndef PATCHES
 #define PATCHES 0
 #endif
+// Whether warpgroups take turns, each with tiles of its own: one multiplies while the other stores.
+#ifndef PINGPONG
+#define PINGPONG 0
+#endif
 
-constexpr int TILE_M = CONSUMERS * ROWS_64 * 64;
+// How many warpgroups share a tile, and how many tiles are under way at once.
+constexpr int SHARING = PINGPONG ? 1 : CONSUMERS, TILES_AT_ONCE = PINGPONG ? CONSUMERS : 1;
+constexpr int TILE_M = SHARING * ROWS_64 * 64;
 constexpr int TILE_D = BF16 ? 64 : 32;
 constexpr int THREADS = CONSUMERS * 128 + 128;
 // A block starts with as many registers for each of its threads, dealt out by eights. What the
@@ -89,11 +95,13 @@ constexpr int BYTES_A = WINDOWS * LINES_64 * BYTES_LINES;
 #else
 constexpr int BYTES_A = PATCHES ? 0 : TILE_M * 128;
 #endif
-constexpr int BYTES_B = TILE_N * 128;
+// With patches a stage holds filters alone, which are columns, or else rows.
+constexpr int FILTERS = PINGPONG ? TILE_M : TILE_N, PIXELS = PINGPONG ? TILE_N : TILE_M;
+constexpr int BYTES_B = FILTERS * 128;
 constexpr int STAGE = BYTES_A + (TERMS == 3 ? 2 : 1) * BYTES_B;
 // A patch of pixels with its halo, on whole kilobytes, where the exchange of chunks begins anew.
-constexpr int PATCH = 16, PITCH = PATCH + S - 1;
-constexpr int BYTES_PATCH = (PATCH + R - 1) * PITCH * 128;
+constexpr int PATCH_W = PINGPONG ? 8 : 16, PATCH_H = PIXELS / PATCH_W, PITCH = PATCH_W + S - 1;
+constexpr int BYTES_PATCH = (PATCH_H + R - 1) * PITCH * 128;
 constexpr int PATCH_STEP = (BYTES_PATCH + 1023) / 1024 * 1024;
 // Behind the stages: what a cluster's blocks give each other,
 constexpr int BYTES_SUMS = CLUSTER > 1 ? TILE_M * TILE_N * 4 : 0;
@@ -113,11 +121,16 @@ __device__ __forceinline__ uint64* full(int stage)
 }
 __device__ __forceinline__ uint64* empty(int stage) { return full(STAGES + stage); }
 // That every block's sums are here, and that every block has read those that it was given.
-__device__ __forceinline__ uint64* written() { return full(2 * STAGES); }
-__device__ __forceinline__ uint64* read() { return full(2 * STAGES + 1); }
+__device__ __forceinline__ uint64* written(int i = 0) { return full(2 * STAGES + 2 * i); }
+__device__ __forceinline__ uint64* read(int i = 0) { return full(2 * STAGES + 1 + 2 * i); }
 // As full and empty, for a patch.
-__device__ __forceinline__ uint64* patch_full(int i) { return full(2 * STAGES + 2 + i); }
+__device__ __forceinline__ uint64* patch_full(int i)
+{
+    return full(2 * STAGES + 2 * TILES_AT_ONCE + i);
+}
 __device__ __forceinline__ uint64* patch_empty(int i) { return patch_full(PATCHES + i); }
+// That a warpgroup's turn has come (PINGPONG).
+__device__ __forceinline__ uint64* go(int group) { return patch_full(2 * PATCHES + group); }
 // As full, of a stage whose second operand has been turned.
 __device__ __forceinline__ uint64* turned(int stage) { return patch_full(2 * PATCHES + stage); }
 
@@ -131,6 +144,13 @@ struct Round {
     {
         if (++stage == COUNT) stage = 0, parity ^= 1;
     }
+    // Leaves some out, which are another's.
+    __device__ __forceinline__ void skip(int count)
+    {
+        const unsigned to = stage + count;
+        stage = to % COUNT;
+        parity ^= to / COUNT & 1;
+    }
 };
 using Turn = Round<STAGES>;
 
@@ -141,13 +161,13 @@ struct Item {
 #ifdef STATISTICS
     __device__ __forceinline__ int pixels(int) const
     {
-        return min(height - h, PATCH) * min(width - w, PATCH);
+        return min(height - h, PATCH_H) * min(width - w, PATCH_W);
     }
     __device__ __forceinline__ int first_pixel() const { return (n * height + h) * width + w; }
     // How far pixel i of the patch is from the first, or 0 where it lies outside.
     __device__ __forceinline__ unsigned distance(int i, int) const
     {
-        const int y = i / PATCH, x = i % PATCH;
+        const int y = i / PATCH_W, x = i % PATCH_W;
         return y < height - h && x < width - w ? y * width + x : 0;
     }
 #endif
@@ -159,8 +179,9 @@ struct Items {
     unsigned blocks_n, patches_w, patches_h, images;
 
     __device__ __forceinline__ Items(int images, int height, int width, int columns, int tiles)
-        : height(height), width(width), tiles(tiles), blocks_n((columns - 1) / TILE_N + 1),
-          patches_w((width - 1) / PATCH + 1), patches_h((height - 1) / PATCH + 1), images(images)
+        : height(height), width(width), tiles(tiles), blocks_n((columns - 1) / FILTERS + 1),
+          patches_w((width - 1) / PATCH_W + 1), patches_h((height - 1) / PATCH_H + 1),
+          images(images)
     {
     }
     __device__ __forceinline__ unsigned first() const { return blockIdx.x; }
@@ -172,8 +193,9 @@ struct Items {
     __device__ __forceinline__ Item operator[](unsigned i) const
     {
         const unsigned at = i / blocks_n, row = at / patches_w;
-        return {(int)(row / patches_h), (int)(row % patches_h) * PATCH,
-                (int)(at % patches_w) * PATCH, (int)(i % blocks_n) * TILE_N, height, width, tiles};
+        return {(int)(row / patches_h), (int)(row % patches_h) * PATCH_H,
+                (int)(at % patches_w) * PATCH_W, (int)(i % blocks_n) * FILTERS, height, width,
+                tiles};
     }
 };
 #else
@@ -267,7 +289,7 @@ struct Items {
 // Warps that watch, the producer's last: of what the others have written to out they take the mean
 // and the squared distances, for each tile and column, while the next tile is multiplied. These go
 // to `moments`, (tiles, 2, columns), and behind them how many pixels each tile has.
-constexpr int WATCHERS = 2;
+constexpr int WATCHERS = 2, WATCHERS_OF_TILE = WATCHERS / TILES_AT_ONCE;
 static_assert(CLUSTER == 1 && !PARTS, "what a block writes is what norms read");
 #endif
 
@@ -276,16 +298,19 @@ __device__ __forceinline__ void begin()
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             barrier_init(full(stage), 1);
-            barrier_init(empty(stage), CONSUMERS * 4);
+            barrier_init(empty(stage), SHARING * 4);
             if (TURNERS) barrier_init(turned(stage), TURNERS);
         }
         for (int i = 0; i < PATCHES; ++i) {
             barrier_init(patch_full(i), 1);
-            barrier_init(patch_empty(i), CONSUMERS * 4);
+            barrier_init(patch_empty(i), SHARING * 4);
         }
+        for (int i = 0; PINGPONG && i < CONSUMERS; ++i) barrier_init(go(i), 4);
 #ifdef STATISTICS
-        barrier_init(written(), CONSUMERS * 4);
-        barrier_init(read(), WATCHERS);
+        for (int i = 0; i < TILES_AT_ONCE; ++i) {
+            barrier_init(written(i), SHARING * 4);
+            barrier_init(read(i), WATCHERS_OF_TILE);
+        }
 #endif
         if (CLUSTER > 1) {
             barrier_init(written(), 1);
@@ -294,10 +319,9 @@ __device__ __forceinline__ void begin()
         barrier_init_done();
     }
 #if CLUSTER > 1
-    cluster_sync();
-#else
-    __syncthreads();
+    cluster_arrive();
 #endif
+    __syncthreads();
 }
 
 #if !PATCHES
@@ -518,13 +542,15 @@ struct ThroughRegisters {
         return item.row + block * 64 +
                (ACROSS ? warp / 2 * 32 + warp % 2 * 8 + i / 8 * 16 + i % 8 : warp * 16 + i);
     }
-    __device__ __forceinline__ void set(int m, int product, int i, float value)
+    __device__ __forceinline__ void set(unsigned (&to)[ROWS_64][4][4], int m, int product, int i,
+                                        float value)
     {
-        high[m][product][i] = to_tf32(value);
+        // What is TF32 the copies have rounded.
+        to[m][product][i] = TERMS == 3 ? to_tf32(value) : __float_as_uint(value);
         if (TERMS == 3)
-            low[m][product][i] = to_tf32(value - __uint_as_float(high[m][product][i]));
+            low[m][product][i] = to_tf32(value - __uint_as_float(to[m][product][i]));
     }
-    __device__ __forceinline__ void fetch(const unsigned char* stage)
+    __device__ __forceinline__ void fetch(unsigned (&to)[ROWS_64][4][4], const unsigned char* stage)
     {
         const int t = threadIdx.x % 4;
 #pragma unroll
@@ -536,7 +562,7 @@ struct ThroughRegisters {
                 for (int i = 0; i < 16; ++i) {
                     const int r = row(i % 2), line = i / 4 * 8 + i / 2 % 2 * 4 + t;
                     const int chunk = (r % 32 / 4) ^ (line % 8);
-                    set(m, i / 4, i % 4,
+                    set(to, m, i / 4, i % 4,
                         *(const float*)(rows + r / 32 * 4096 + line * 128 + chunk * 16 +
                                         r % 4 * 4));
                 }
@@ -546,66 +572,112 @@ struct ThroughRegisters {
                     const int chunk = (2 * t + half) ^ (row(0) % 8);
                     const float4 u = *(const float4*)(rows + row(0) * 128 + chunk * 16);
                     const float4 v = *(const float4*)(rows + row(1) * 128 + chunk * 16);
-                    set(m, 2 * half, 0, u.x), set(m, 2 * half, 1, v.x);
-                    set(m, 2 * half, 2, u.y), set(m, 2 * half, 3, v.y);
-                    set(m, 2 * half + 1, 0, u.z), set(m, 2 * half + 1, 1, v.z);
-                    set(m, 2 * half + 1, 2, u.w), set(m, 2 * half + 1, 3, v.w);
+                    set(to, m, 2 * half, 0, u.x), set(to, m, 2 * half, 1, v.x);
+                    set(to, m, 2 * half, 2, u.y), set(to, m, 2 * half, 3, v.y);
+                    set(to, m, 2 * half + 1, 0, u.z), set(to, m, 2 * half + 1, 1, v.z);
+                    set(to, m, 2 * half + 1, 2, u.w), set(to, m, 2 * half + 1, 3, v.w);
                 }
             }
         }
     }
-    // Multiplies CHAIN times 8 of a stage's places of DEPTH, from 8 * `first` on.
-    __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* stage, int first,
-                                             int add)
+    // Multiplies 8 of a stage's places of DEPTH after the other. For fp32, CHAIN of them from `first`
+    // on; all the small ones come first: a tensor core drops what lies below the last digit of what
+    // it adds to, of small products as of large ones.
+    __device__ __forceinline__ void multiply_split(Sums& part, const unsigned char* stage, int first)
     {
         const uint64 b = describe(stage + BYTES_A, 1024, 0);
-        const uint64 rest = describe(stage + BYTES_A + (TERMS == 3) * BYTES_B, 1024, 0);
-        if (TERMS == 3) {
-            // All the small ones first: a tensor core drops what lies below the last digit of what
-            // it adds to, of small products as of large ones.
+        const uint64 rest = describe(stage + BYTES_A + BYTES_B, 1024, 0);
 #pragma unroll
-            for (int i = first; i < first + CHAIN; ++i)
+        for (int i = first; i < first + CHAIN; ++i)
 #pragma unroll
-                for (int m = 0; m < ROWS_64; ++m) {
-                    if (SHORT)
-                        wgmma_tf32(sums.d[m], low[m][i], move(rest, i * 32), add || i > first);
-                    wgmma_tf32(sums.d[m], low[m][i], move(b, i * 32), SHORT || add || i > first);
-                    wgmma_tf32(sums.d[m], high[m][i], move(rest, i * 32), 1);
-                }
-        }
+            for (int m = 0; m < ROWS_64; ++m) {
+                if (SHORT) wgmma_tf32(part.d[m], low[m][i], move(rest, i * 32), i > first);
+                wgmma_tf32(part.d[m], low[m][i], move(b, i * 32), SHORT || i > first);
+                wgmma_tf32(part.d[m], high[m][i], move(rest, i * 32), 1);
+            }
 #pragma unroll
         for (int i = first; i < first + CHAIN; ++i)
 #pragma unroll
             for (int m = 0; m < ROWS_64; ++m)
-                wgmma_tf32(sums.d[m], high[m][i], move(b, i * 32), TERMS == 3 || add || i);
+                wgmma_tf32(part.d[m], high[m][i], move(b, i * 32), 1);
     }
+    __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* stage)
+    {
+        const uint64 b = describe(stage + BYTES_A, 1024, 0);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m)
+                wgmma_tf32(sums.d[m], high[m][i], move(b, i * 32), 1);
+    }
+    // Waits for a stage; returns where it lies.
+    static __device__ __forceinline__ const unsigned char* await_stage(const Turn& turn)
+    {
+        barrier_wait(full(turn.stage), turn.parity);
+        if (TURNERS) barrier_wait(turned(turn.stage), turn.parity);
+        return stage_of(turn.stage);
+    }
+#if TERMS == 3
     __device__ __forceinline__ void run(Sums& sums, int tiles, Turn& turn)
     {
         Sums part;
         sums.clear();
         for (int tile = 0; tile < tiles; ++tile, turn.next()) {
-            Sums& here = TERMS == 3 ? part : sums;
-            barrier_wait(full(turn.stage), turn.parity);
-            if (TURNERS) barrier_wait(turned(turn.stage), turn.parity);
-            const unsigned char* stage = stage_of(turn.stage);
-            fetch(stage);
+            const unsigned char* stage = await_stage(turn);
+            fetch(high, stage);
 #pragma unroll
             for (int first = 0; first < 4; first += CHAIN) {
-                here.keep();
+                part.keep();
                 wgmma_fence();
-                multiply(here, stage, first, TERMS != 3);
+                multiply_split(part, stage, first);
                 wgmma_commit();
                 wgmma_wait<0>();
-                here.keep();
+                part.keep();
                 if (first + CHAIN == 4) release(empty(turn.stage));
-                if (TERMS == 3)
 #pragma unroll
-                    for (int m = 0; m < ROWS_64; ++m)
+                for (int m = 0; m < ROWS_64; ++m)
 #pragma unroll
-                        for (int i = 0; i < TILE_N / 2; ++i) sums.d[m][i] += part.d[m][i];
+                    for (int i = 0; i < TILE_N / 2; ++i) sums.d[m][i] += part.d[m][i];
             }
         }
     }
+#else
+    // A tile's rows are read while the one before is multiplied. What is multiplied must stay, and
+    // the tile's rows take its place once that is over: with two sets in turn, whose loop has two
+    // ends, the assembler let every product end before the next began.
+    __device__ __forceinline__ void run(Sums& sums, int tiles, Turn& turn)
+    {
+        sums.clear();
+        if (tiles == 0) return;
+        unsigned ahead[ROWS_64][4][4];
+        const unsigned char* stage = await_stage(turn);
+        fetch(high, stage);
+        for (;;) {
+            sums.keep();
+            wgmma_fence();
+            multiply(sums, stage);
+            wgmma_commit();
+            const int before = turn.stage;
+            turn.next();
+            if (--tiles) {
+                stage = await_stage(turn);
+                fetch(ahead, stage);
+            }
+            wgmma_wait<0>();
+            sums.keep();
+            release(empty(before));
+            if (tiles == 0) return;
+#pragma unroll
+            for (int m = 0; m < ROWS_64; ++m)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    keep(high[m][i]);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) high[m][i][j] = ahead[m][i][j];
+                }
+        }
+    }
+#endif
 };
 #endif
 
@@ -629,22 +701,25 @@ struct Cluster {
         if (threadIdx.x == 0) barrier_expect(written(), BYTES_SUMS / CLUSTER * (CLUSTER - 1));
         barrier_wait_cluster(read(), parity ^ 1);
         float4* mine = place(own);
+        unsigned there[CLUSTER], arrived[CLUSTER];
 #pragma unroll
-        for (int rank = 0; rank < CLUSTER; ++rank) {
-            const unsigned there = address_in(mine, rank), arrived = address_in(written(), rank);
+        for (int rank = 0; rank < CLUSTER; ++rank)
+            there[rank] = address_in(mine, rank), arrived[rank] = address_in(written(), rank);
+        // Blocks are given theirs in turn: one after the other, each would have all others' at once.
 #pragma unroll
-            for (int m = 0; m < ROWS_64; ++m)
+        for (int m = 0; m < ROWS_64; ++m)
 #pragma unroll
-                for (int j = 0; j < VECTORS; ++j) {
+            for (int j = 0; j < VECTORS; ++j)
+#pragma unroll
+                for (int rank = 0; rank < CLUSTER; ++rank) {
                     const float* d = sums.d[m] + 4 * (rank * VECTORS + j);
                     const float4 v = make_float4(d[0], d[1], d[2], d[3]);
                     const int at = (m * VECTORS + j) * SUMMING;
                     if (rank == own)
                         mine[at] = v;  // this thread alone will read it
                     else
-                        store_in_block(there + at * 16, v, arrived);
+                        store_in_block(there[rank] + at * 16, v, arrived[rank]);
                 }
-        }
         barrier_wait_cluster(written(), parity);
         total.clear();
 #pragma unroll
@@ -879,9 +954,9 @@ template <int WARPS>
 __device__ __forceinline__ void watch(const Items& items, unsigned i, const Out* out,
                                       float* moments, int rows, int columns)
 {
-    constexpr int EACH = TILE_N / WARPS, LANES = EACH / 4, STEP = 32 / LANES;
+    constexpr int EACH = FILTERS / WARPS, LANES = EACH / 4, STEP = 32 / LANES;
     constexpr int TOGETHER = 16 / OUT_BYTES;  // loads that are under way at once
-    static_assert(TILE_M % (STEP * TOGETHER) == 0, "no lane has more rows than another");
+    static_assert(PIXELS % (STEP * TOGETHER) == 0, "no lane has more rows than another");
     const Item item = items[i];
     const int lane = threadIdx.x % 32;
     const int column = item.column + threadIdx.x / 32 % WARPS * EACH + lane % LANES * 4;
@@ -891,7 +966,7 @@ __device__ __forceinline__ void watch(const Items& items, unsigned i, const Out*
     // differences. What lies outside is read as that pixel, and so makes none.
     const auto zero = four(from);
     float sum[4] = {}, square[4] = {};
-    for (int row = lane / LANES; row < TILE_M; row += STEP * TOGETHER) {
+    for (int row = lane / LANES; row < PIXELS; row += STEP * TOGETHER) {
         decltype(four(out)) v[TOGETHER];
 #pragma unroll
         for (int n = 0; n < TOGETHER; ++n)
@@ -942,6 +1017,10 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
     begin();
     let_others_begin();
     wait_for_others();
+#if CLUSTER > 1
+    // Others' memory is written only once sums are there: what is multiplied need not wait for it.
+    if (threadIdx.x < CONSUMERS * 128) cluster_wait();
+#endif
     if (threadIdx.x >= CONSUMERS * 128) {
         give_registers<REGISTERS_PRODUCER>();
         produce(items, copies);
@@ -950,12 +1029,14 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
 #endif
 #ifdef STATISTICS
         if (threadIdx.x < THREADS - WATCHERS * 32) return;
+        const int group = threadIdx.x / 32 % TILES_AT_ONCE;
+        const unsigned step = TILES_AT_ONCE * items.step();
         unsigned parity = 0;
-        for (unsigned i = items.first(); i + items.step() < items.end(); i += items.step()) {
-            barrier_wait(written(), parity);
+        for (unsigned i = items.first() + group * items.step(); i + step < items.end(); i += step) {
+            barrier_wait(written(group), parity);
             parity ^= 1;
-            watch<WATCHERS>(items, i, out, moments, rows, view.columns);
-            release(read());
+            watch<WATCHERS_OF_TILE>(items, i, out, moments, rows, view.columns);
+            release(read(group));
         }
 #endif
     } else {
@@ -963,6 +1044,12 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
         Consumer consumer;
         Sums sums;
         Turn turn;
+#if PINGPONG
+        const int group = threadIdx.x / 128;
+        int whose = 0;
+#else
+        constexpr int group = 0;
+#endif
 #ifdef STATISTICS
         unsigned parity = 0;
 #endif
@@ -980,6 +1067,14 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
             if (item.first) slots.take(items, sums);
 #else
             const Item item = items[i];
+#if PINGPONG
+            const bool is_other = whose != group;
+            whose ^= 1;
+            if (is_other) {
+                consumer.skip(item.count, turn);
+                continue;
+            }
+#endif
             consumer.run(sums, item.count, turn);
 #endif
 #if CLUSTER > 1
@@ -989,14 +1084,18 @@ __device__ __forceinline__ void run(const Items& items, Copies&& copies, Out* ou
             store<Consumer, TURNED>(out, bias, total, item,
                                     item.column + cluster_rank() * Cluster::COLUMNS, rows, view);
 #else
+#if PINGPONG
+            Consumer::store(out, bias, sums, item, view);
+#else
             store<Consumer, TURNED>(out, bias, sums, item, item.column, rows, view);
+#endif
 #ifdef STATISTICS
-            barrier_wait(read(), parity ^ 1);  // the watchers have read the tile before
-            release(written());
-            if (i + items.step() >= items.end()) {
+            barrier_wait(read(group), parity ^ 1);  // the watchers have read the tile before
+            release(written(group));
+            if (i + TILES_AT_ONCE * items.step() >= items.end()) {
                 // No products are left to hide a tile's statistics behind: all take those.
-                barrier_wait(written(), parity);
-                watch<CONSUMERS * 4>(items, i, out, moments, rows, view.columns);
+                barrier_wait(written(group), parity);
+                watch<SHARING * 4>(items, i, out, moments, rows, view.columns);
             }
             parity ^= 1;
 #endif

@@ -72,9 +72,14 @@ __device__ __forceinline__ int cluster_rank()
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-__device__ __forceinline__ void cluster_sync()
+// Says that this thread is here, and what it has done; and waits for all threads of the cluster.
+__device__ __forceinline__ void cluster_arrive()
 {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 // Where what lies at `shared` here lies in the block of that rank.
 __device__ __forceinline__ unsigned address_in(const void* shared, int rank)
@@ -202,12 +207,19 @@ __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS_LEFT) : "memory");
 }
-// The compiler must not move uses of d over a fence or a wait.
+// The compiler must not move uses of d over a fence or a wait; nor, of operands in registers, take
+// these for something else before the wait.
 template <int COUNT>
 __device__ __forceinline__ void keep(float (&d)[COUNT])
 {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int COUNT>
+__device__ __forceinline__ void keep(unsigned (&a)[COUNT])
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
 
 #define D8(i)                                                                                   \

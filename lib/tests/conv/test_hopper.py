@@ -331,10 +331,10 @@ FAULTS = {
     "a stage overwritten before it was read": ("fp32", EMPTY, "", RACE),
     "a stage given back while multiplied": ("bf16", "wgmma_wait<1>", "wgmma_wait<2>", RACE),
     "a stage given back while others read": ("fp32", f"__syncwarp();\n{RELEASE}", RELEASE, RACE),
-    "a stage given back by three warps": ("bf16", "stage), CONSUMERS * 4", "stage), 3", RACE),
+    "a stage given back by three warps": ("bf16", "stage), SHARING * 4", "stage), 3", RACE),
     "bytes that do not come": ("bf16", "stage), STAGE)", "stage), STAGE + 128)", emulator.Deadlock),
     "barriers unknown to the TMA": ("bf16", "barrier_init_done();", "", emulator.EmulatorFault),
-    "barriers unknown to others": ("bf16", "#else\n    __syncthreads();", "#else", RACE),
+    "barriers unknown to others": ("bf16", "#endif\n    __syncthreads();", "#endif", RACE),
     "products without a fence": ("bf16", "wgmma_fence();", "", emulator.EmulatorFault),
     "sums stored before they are there": ("bf16", "wgmma_wait<0>();", "", AssertionError),
     "lines stored before exchanged": (

@@ -15,9 +15,13 @@ from convstudy.tensor_map import TensorMap
 F32, I32 = np.float32, np.int32
 HOPPER = (paths.KERNELS / "hopper.cuh").read_text()
 # Those need several blocks that run at the same time.
-OF_CLUSTERS = {"cluster_rank", "cluster_sync", "address_in", "barrier_arrive_in"} | {
-    *("barrier_wait_cluster", "store_in_block", "shared_address")
-}
+OF_CLUSTERS = {
+    "cluster_rank",
+    "cluster_arrive",
+    "cluster_wait",
+    "address_in",
+    "barrier_arrive_in",
+} | {*("barrier_wait_cluster", "store_in_block", "shared_address")}
 ROOM = """
 extern __shared__ __align__(1024) unsigned char room[];
 """
